@@ -1,0 +1,7 @@
+"""`python -m diffews` is the command `diffews`."""
+
+import sys
+
+from diffews.cli import main
+
+sys.exit(main())

@@ -1,0 +1,146 @@
+"""The command line: `diffews COMMAND [config=FILE] [key=value ...]`. Torch is imported when a command needs it."""
+
+import errno
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffews import __version__
+from diffews.config import CHECKOUT, EpisodesConfig, EvalConfig, InitBaseConfig, SegmentConfig, describe, load, require
+from diffews.data import load_benchmark
+from diffews.errors import InputError, nearest
+from diffews.models.weights import WeightSource, find_weights
+from diffews.segment import find_queries, segment
+
+
+def run_eval(config: EvalConfig) -> None:
+    """Checks what can be checked without torch, evaluates, and prints the figures."""
+    source = find_weights(config.weight or default_weight(config.fold), config.base)
+    fold = config.fold if config.fold is not None else fold_of(source)
+    dataset = load_benchmark(
+        config.benchmark,
+        config.data,
+        fold=fold,
+        shots=config.shots,
+        image_size=source.image_size(config.image_size),
+        splits=config.splits,
+        episodes=config.episodes,
+    )
+    dataset.check_files()
+    out = Path(config.out or Path("results") / source.path.name / f"{config.benchmark}_fold{fold}_{config.shots}shot")
+
+    from diffews.evaluate import evaluate
+
+    result = evaluate(config, dataset, source, out)
+    for name, iou in result["per_class"].items():
+        print(f"{name:>24} {iou:6.2f}")
+    low, high = result["miou_interval"]
+    print(f"written to {out}: result.json, episodes.jsonl")
+    print(
+        f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "
+        f"mIoU {result['miou']:.2f} (95 % interval {low:.2f} to {high:.2f}), FB-IoU {result['fb_iou']:.2f}"
+    )
+
+
+def run_episodes(config: EpisodesConfig) -> None:
+    """Prints the list; stdout is the JSON and nothing else."""
+    dataset = load_benchmark(
+        config.benchmark,
+        config.data,
+        config.fold or 0,
+        shots=config.shots,
+        splits=config.splits,
+        episodes=config.episodes,
+    )
+    print(dataset.episodes.to_json())
+
+
+def run_segment(config: SegmentConfig) -> None:
+    """Segments pictures of one's own."""
+    require(config, "support", "mask", "query")
+    queries = find_queries(config)
+    source = find_weights(config.weight or default_weight(0), config.base)
+    config.image_size = source.image_size(config.image_size)
+    segment(config, source, queries)
+    print(f"wrote {len(queries)} masks and overlays to {config.out}")
+
+
+def run_init_base(config: InitBaseConfig) -> None:
+    """Converts Stable Diffusion to a base."""
+    require(config, "sd", "out")
+    from diffews.device import torch_dtype
+    from diffews.models.convert import init_base
+
+    init_base(str(config.sd), Path(str(config.out)), torch_dtype(config.dtype), config.allow_bin)
+    print(f"wrote {config.out}")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "eval": (EvalConfig, run_eval),
+    "segment": (SegmentConfig, run_segment),
+    "episodes": (EpisodesConfig, run_episodes),
+    "init-base": (InitBaseConfig, run_init_base),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code: 0 good, 2 bad input (one line on stderr), 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = lambda message, *_: print(f"diffews: warning: {message}", file=sys.stderr)
+    try:
+        return _run(words)
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        cure = "; free some space and run the same command again" if error.errno in FULL else ""
+        message = f"{error.filename or 'writing'}: {error.strerror or error}{cure}"
+    except KeyboardInterrupt:
+        print("diffews: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"diffews: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _run(words: list[str]) -> int:
+    command = words[0] if words else "--help"
+    if command in ("-h", "--help", "help"):
+        print(usage())
+    elif command == "--version":
+        print(f"diffews {__version__}")
+    elif command not in COMMANDS:
+        raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; see diffews --help")
+    else:
+        config_class, run = COMMANDS[command]
+        if any(word in ("-h", "--help") for word in words[1:]):
+            print(f"diffews {command} [config=FILE] [key=value ...]\n\n{describe(config_class)}")
+        else:
+            run(load(config_class, words[1:]))
+    return 0
+
+
+def usage() -> str:
+    """Returns the text of `diffews --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {(config.__doc__ or '').splitlines()[0]}" for name, (config, _) in COMMANDS.items()]
+    return "\n".join(
+        ["diffews COMMAND [config=FILE] [key=value ...]", "", *lines, "", "diffews COMMAND --help shows every key."]
+    )
+
+
+def default_weight(fold: int | None) -> str:
+    """Returns the shipped tiny weights of a fold."""
+    return str(CHECKOUT / "weight" / "tiny" / f"shapes_fold{fold or 0}")
+
+
+def fold_of(source: WeightSource) -> int:
+    """Reads the fold from `_fold<N>` in the weight dir's name, or from what training recorded."""
+    named = re.search(r"_fold(\d+)", source.path.resolve().name)
+    if named:
+        return int(named[1])
+    if "fold" in source.record:
+        return int(source.record["fold"])
+    raise InputError(f"weight={source.path} does not end in _fold<N>; say which classes are novel with fold=N")

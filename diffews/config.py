@@ -1,0 +1,225 @@
+"""Typed settings: dataclass defaults, then a YAML file, then key=value; later ones win, unknown keys are errors."""
+
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffews.data import BENCHMARKS, SPLITS_SOURCES, check_fold
+from diffews.errors import InputError, nearest
+from diffews.masks import THRESHOLD_RULES, check_threshold
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DTYPES = ("fp32", "bf16", "fp16")
+Config = TypeVar("Config")
+
+
+def key(default: Any, text: str, choices: Iterable[str] = (), least: float | None = None) -> Any:
+    """Declares one setting: default, meaning (with its unit), allowed words, smallest number."""
+    metadata = {"text": text, "choices": tuple(choices), "least": least}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class BenchmarkKeys:
+    """Which episodes."""
+
+    benchmark: str = key("coco20i", "data set and protocol", BENCHMARKS)
+    data: str = key(str(CHECKOUT / "datasets"), "folder that holds the benchmark's folder")
+    splits: str = key("auto", "image lists: those of the data folder if there are any, else built in", SPLITS_SOURCES)
+    fold: int | None = key(
+        None, "fold whose classes are novel; by default the N of `_fold<N>` in the weight's name", least=0
+    )
+    shots: int = key(1, "support images of an episode", least=1)
+    episodes: int | None = key(None, "evaluate the first N episodes of the list; all by default", least=1)
+
+
+@dataclass
+class ModelKeys:
+    """Which weights, and how they run."""
+
+    weight: str | None = key(
+        None, "weight dir: DIR/unet/unet, DIR/unet or DIR; by default weight/tiny/shapes_fold<fold>"
+    )
+    base: str | None = key(
+        None, "folder or hub id with VAE and text; by default as recorded in, or found beside, the weight dir"
+    )
+    allow_bin: bool = key(False, "read pickled .bin weights (tensors only) where there is no safetensors file")
+    device: str = key("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    dtype: str = key("fp32", "precision of the UNet; fp16 keeps the VAE in fp32", DTYPES)
+    image_size: int | None = key(
+        None, "side in pixels, a multiple of the VAE's factor; by default as recorded, else 512", least=1
+    )
+    threshold: float = key(0.25, "share of the maximum (or, if absolute, the score in [0, 1)) that foreground exceeds")
+    threshold_rule: str = key(
+        "reference", "maximum over RGB (released code), of the mean image (paper), or none", THRESHOLD_RULES
+    )
+
+
+@dataclass
+class EvalConfig(BenchmarkKeys, ModelKeys):
+    """Evaluate weights on few-shot episodes; an interrupted run goes on where it stopped."""
+
+    out: str | None = key(None, "folder for episodes.jsonl and result.json; by default results/<weight>/<settings>")
+    batch: int = key(
+        1, "episodes computed at once; 1 is exact, more may flip pixels that sit on the threshold", least=1
+    )
+    workers: int = key(
+        2, "processes that decode pictures; 0 decodes in the main process; never changes results", least=0
+    )
+    threads: int = key(1, "CPU threads of the model; results are the same bytes at the same number", least=1)
+    pictures: int = key(0, "write support | query | prediction | truth panels of the first N episodes", least=0)
+    save_masks: bool = key(False, "write each predicted mask as out/masks/<index>.png (0 and 255)")
+
+
+@dataclass
+class EpisodesConfig(BenchmarkKeys):
+    """Print the test episodes as JSON: [[class_id, query, [supports]], ...]."""
+
+    fold: int | None = key(0, "fold whose classes are novel", least=0)
+
+
+@dataclass
+class SegmentConfig(ModelKeys):
+    """Segment pictures of your own: what the mask marks in the support is found in each query."""
+
+    support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")
+    mask: list[str] = key([], "their masks, in the same order: one channel of {0, 1} or {0, 255}")
+    query: list[str] = key([], "query picture(s), or folders of them")
+    out: str = key("masks", "folder for <query>_mask.png (0 and 255) and <query>_overlay.jpg")
+    batch: int = key(1, "queries computed at once", least=1)
+    threads: int = key(0, "CPU threads of the model; 0 takes all cores", least=0)
+
+
+@dataclass
+class InitBaseConfig:
+    """Turn a Stable Diffusion 1.x or 2.x folder into a base: conv_in_ref added, the empty prompt encoded."""
+
+    sd: str | None = key(None, "folder or hub id of a Stable Diffusion pipeline (unet, vae, text_encoder, tokenizer)")
+    out: str | None = key(None, "base to write; must not exist")
+    allow_bin: bool = key(False, "read pickled .bin weights (tensors only) where there is no safetensors file")
+    dtype: str = key("fp32", "precision in which the base is stored", DTYPES)
+
+
+def load(config_class: type[Config], arguments: Sequence[str]) -> Config:
+    """Builds a config from `key=value` words; `config=FILE` names a YAML file that comes before them.
+
+    Raises:
+        InputError: for an unknown key (naming the nearest one), a wrong type, or a value out of range.
+
+    """
+    known = {item.name: item for item in fields(config_class)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    files: list[str] = []
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not equals:
+            raise InputError(f"{argument!r} is not key=value")
+        if name == "config":
+            files.append(text)
+        else:
+            values[name] = _parse(text, known[name]) if name in known else text
+    merged = OmegaConf.structured(config_class)
+    sources = [(str(file), _read_yaml(file)) for file in files] + [("command line", values)]
+    for source, content in sources:
+        for name, value in content.items():
+            if name not in known:
+                raise InputError(f"{source}: unknown key {name!r}{nearest(str(name), known)}")
+            try:
+                merged = OmegaConf.merge(merged, {name: value})
+            except OmegaConfBaseException:
+                raise InputError(f"{source}: {name}={value!r} is not {_type_name(known[name])}") from None
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise InputError(str(error).splitlines()[0]) from None
+    _check(config, known)
+    return config
+
+
+def require(config: object, *names: str) -> None:
+    """Raises InputError for the first of these keys that has no value."""
+    for name in names:
+        if getattr(config, name) in (None, "", []):
+            raise InputError(f"{name}= is missing; {fields_of(config)[name].metadata['text']}")
+
+
+def fields_of(config: object) -> dict[str, Field]:
+    """Returns the declared settings of a config or config class by name."""
+    return {item.name: item for item in fields(config)}  # type: ignore[arg-type]
+
+
+def describe(config_class: type) -> str:
+    """Returns the --help text: what the command does, and every key with its meaning and default."""
+    lines = [(config_class.__doc__ or "").strip(), "", "  config=FILE  YAML file of the keys below; key=value wins"]
+    for name, item in fields_of(config_class).items():
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        words = item.metadata["choices"]
+        shown = f"  {name}={_show(default)}  {item.metadata['text']}"
+        lines.append(shown + (f" ({' | '.join(words)})" if words else ""))
+    return "\n".join(lines)
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, str) and default.startswith(str(CHECKOUT)):
+        return str(Path(default).relative_to(CHECKOUT))
+    return "" if default in (None, []) else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _types(item: Field) -> tuple[Any, ...]:
+    hint = item.type
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _type_name(item: Field) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(_types(item)[0], "a list")
+
+
+def _parse(text: str, item: Field) -> Any:
+    """Reads a command-line value as the key's type says; texts are taken as they stand."""
+    kind = _types(item)[0]
+    if text == "null" and type(None) in _types(item):
+        return None
+    if kind is str:
+        return _literal(text)
+    if typing.get_origin(kind) is list:
+        return [_literal(word) for word in text.split(",") if word]
+    return text
+
+
+def _literal(text: str) -> str:
+    return text.replace("${", r"\${")  # a path is no interpolation
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except FileNotFoundError:
+        raise InputError(f"config={file}: no such file") from None
+    except Exception as error:  # yaml's errors have no common base with omegaconf's
+        raise InputError(f"config={file} is no YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"config={file} holds no keys")
+    return {str(name): value for name, value in content.items()}
+
+
+def _check(config: Any, known: dict[str, Field]) -> None:
+    for name, item in known.items():
+        value = getattr(config, name)
+        choices, least = item.metadata["choices"], item.metadata["least"]
+        if choices and value not in choices:
+            raise InputError(f"{name}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+        if least is not None and value is not None and value < least:
+            raise InputError(f"{name}={value} must be at least {least}")
+    if isinstance(config, ModelKeys):
+        check_threshold(config.threshold, config.threshold_rule)
+    if isinstance(config, BenchmarkKeys) and config.fold is not None:
+        check_fold(config.benchmark, config.fold)

@@ -1,0 +1,73 @@
+"""COCO-20i: 80 classes in 4 folds; fold f tests the classes f, f + 4, f + 8, ... on val2014."""
+
+from pathlib import Path
+
+import numpy as np
+
+from diffews.data.episodes import Benchmark, Episode, EpisodeList, LegacyDraws, Picture, Sample
+from diffews.data.lists import read_class_lists
+from diffews.errors import InputError
+from diffews.images import open_mask, open_rgb
+
+FOLDS = 4
+TEST_EPISODES = 1000
+CLASS_NAMES = [  # in the order of the sorted COCO category ids
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+    *("microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear"),
+    *("hair drier", "toothbrush"),
+]
+
+
+class Coco20i(Benchmark):
+    """COCO-20i in the layout of datasets/README.md; masks are class-index PNGs (0 background, class + 1)."""
+
+    def __init__(self, root: Path, fold: int, split: str, splits: str = "auto") -> None:
+        self.root = root / "COCO2014" if (root / "COCO2014").is_dir() or root.name != "COCO2014" else root
+        self.fold = fold
+        self.part = "val" if split == "test" else "trn"
+        self.class_names = dict(enumerate(CLASS_NAMES))
+        novel = range(fold, len(CLASS_NAMES), FOLDS)
+        self.class_ids = [c for c in range(len(CLASS_NAMES)) if (c in novel) == (split == "test")]
+        lists = read_class_lists(self.root / "splits" / self.part, fold, splits, self._builtin_lists)
+        self.images = {c: [Sample(name) for name in lists.get(c, [])] for c in self.class_ids}
+
+    def draw_test(self, shots: int) -> EpisodeList:
+        """Draws the 1000 episodes of the reference: class, query, then supports, each by one choice."""
+        draws, episodes = LegacyDraws(), []
+        for _ in range(TEST_EPISODES):
+            class_id = draws.choice(self.class_ids)
+            images = self.images[class_id]
+            if len(set(images)) < 2:
+                raise InputError(
+                    f"class {class_id} ({self.class_names[class_id]}) has {len(set(images))} image in the {self.part} "
+                    f"list of fold {self.fold}; an episode needs a query and another image"
+                )
+            query = draws.choice(images)
+            episodes.append(Episode(class_id, query, draws.supports(images, query, shots)))
+        return EpisodeList(episodes)
+
+    def files(self, sample: Sample) -> list[Path]:
+        """Returns the picture and its mask."""
+        return [self.root / sample.name, (self.root / "annotations" / sample.name).with_suffix(".png")]
+
+    def decode(self, sample: Sample, class_id: int) -> Picture:
+        """Reads the picture and the pixels of the class."""
+        image_file, mask_file = self.files(sample)
+        classes = open_mask(mask_file)
+        if classes.max(initial=0) > len(CLASS_NAMES):
+            raise InputError(
+                f"{mask_file} holds the value {classes.max()}; COCO masks hold 0 and class + 1, at most 80"
+            )
+        return Picture(open_rgb(image_file), (classes == class_id + 1).astype(np.uint8))
+
+    def _builtin_lists(self) -> dict[int, list[str]]:
+        year = "val2014" if self.part == "val" else "train2014"
+        with np.load(Path(__file__).parent / "splits" / "coco20i.npz") as arrays:
+            ids = np.split(arrays[year], np.cumsum(arrays[f"{year}_counts"])[:-1])
+        return {c: [f"{year}/COCO_{year}_{image_id:012d}.jpg" for image_id in ids[c]] for c in self.class_ids}

@@ -1,0 +1,201 @@
+"""Episodes: drawn up front by name, decoded one by one."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from PIL import Image
+
+from diffews.errors import InputError
+from diffews.images import normalize, resize_image
+from diffews.masks import resize_mask
+
+TEST_SEED = 0  # of numpy's legacy generator, set once before the first episode
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a benchmark, by the name that the reference prints."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A drawn episode: which class, which query, which supports. Names only."""
+
+    class_id: int
+    query: Sample
+    supports: tuple[Sample, ...]
+
+    def names(self) -> list[Any]:
+        """Returns [class_id, query, [supports]], the form in which lists are printed and hashed."""
+        return [self.class_id, self.query.name, [support.name for support in self.supports]]
+
+
+class EpisodeList(Sequence[Episode]):
+    """Episodes in order; equal lists have equal hashes."""
+
+    def __init__(self, episodes: Iterable[Episode]) -> None:
+        self._episodes = tuple(episodes)
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+    @overload
+    def __getitem__(self, index: slice) -> "EpisodeList": ...
+    def __getitem__(self, index: int | slice) -> "Episode | EpisodeList":
+        return EpisodeList(self._episodes[index]) if isinstance(index, slice) else self._episodes[index]
+
+    def to_json(self) -> str:
+        """Returns the list as JSON: [[class_id, query, [supports]], ...]."""
+        return json.dumps([episode.names() for episode in self])
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `to_json()`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded sample at its own size: RGB image, mask (H, W) uint8 {0, 1}, ignored pixels likewise or None."""
+
+    image: Image.Image
+    mask: np.ndarray
+    ignore: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class DecodedEpisode:
+    """An episode's pixels at (S, S). Pictures are kept as uint8 (3, S, S); `*_image(s)` give float32 in [-1, 1]."""
+
+    class_id: int
+    query_name: str
+    support_names: list[str]
+    query_rgb: np.ndarray  # uint8 (3, S, S)
+    query_mask: np.ndarray  # uint8 (S, S) in {0, 1}
+    query_ignore: np.ndarray | None  # uint8 (S, S) in {0, 1}
+    support_rgb: np.ndarray  # uint8 (n, 3, S, S)
+    support_masks: np.ndarray  # uint8 (n, S, S) in {0, 1}
+
+    @property
+    def query_image(self) -> np.ndarray:
+        """float32 (3, S, S) in [-1, 1]."""
+        return normalize(self.query_rgb)
+
+    @property
+    def support_images(self) -> np.ndarray:
+        """float32 (n, 3, S, S) in [-1, 1]."""
+        return normalize(self.support_rgb)
+
+
+class Benchmark(ABC):
+    """One data set: its classes, the images of each, how test episodes are drawn, how a sample is decoded."""
+
+    fold: int
+    class_ids: list[int]  # of the fold
+    class_names: dict[int, str]
+
+    @abstractmethod
+    def draw_test(self, shots: int) -> EpisodeList:
+        """Draws the published test episodes without touching a picture."""
+
+    @abstractmethod
+    def files(self, sample: Sample) -> list[Path]:
+        """Returns the files that decoding the sample reads."""
+
+    @abstractmethod
+    def decode(self, sample: Sample, class_id: int) -> Picture:
+        """Reads a sample's picture and its mask of the class."""
+
+
+class LegacyDraws:
+    """Draws as the reference does, from numpy's legacy generator."""
+
+    def __init__(self, seed: int = TEST_SEED) -> None:
+        self._generator = np.random.RandomState(seed)
+
+    def choice(self, items: Sequence[Item]) -> Item:
+        """Equals np.random.choice(items, 1, replace=False)[0], and advances the generator the same way."""
+        return items[self._generator.permutation(len(items))[0]]
+
+    def supports(self, items: Sequence[Sample], query: Sample, shots: int) -> tuple[Sample, ...]:
+        """Draws until `shots` samples other than the query are found; the same one may come twice."""
+        found: list[Sample] = []
+        while len(found) < shots:
+            sample = self.choice(items)
+            if sample.name != query.name:
+                found.append(sample)
+        return tuple(found)
+
+
+class EpisodeDataset:
+    """The decoded episodes of a list: `dataset[i]` reads pictures, the list itself (`episodes`) holds names only."""
+
+    def __init__(self, benchmark: Benchmark, drawn: EpisodeList, image_size: int, count: int | None = None) -> None:
+        self.benchmark = benchmark
+        self.published = drawn
+        self.episodes = drawn[:count]
+        self.image_size = image_size
+
+    @property
+    def fold(self) -> int:
+        """The fold whose classes are novel."""
+        return self.benchmark.fold
+
+    @property
+    def class_ids(self) -> list[int]:
+        """Ids of the fold's classes."""
+        return self.benchmark.class_ids
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of the fold's classes by id."""
+        return {class_id: self.benchmark.class_names[class_id] for class_id in self.class_ids}
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, index: int) -> DecodedEpisode:
+        episode = self.episodes[index]
+        query_rgb, query_mask, query_ignore = self._decode(episode.query, episode.class_id)
+        supports = [self._decode(support, episode.class_id) for support in episode.supports]
+        return DecodedEpisode(
+            class_id=episode.class_id,
+            query_name=episode.query.name,
+            support_names=[support.name for support in episode.supports],
+            query_rgb=query_rgb,
+            query_mask=query_mask,
+            query_ignore=query_ignore,
+            support_rgb=np.stack([rgb for rgb, _, _ in supports]),
+            support_masks=np.stack([mask for _, mask, _ in supports]),
+        )
+
+    def check_files(self) -> None:
+        """Raises InputError if a picture or mask of the list is not there; decodes nothing."""
+        samples = dict.fromkeys(s for episode in self.episodes for s in (episode.query, *episode.supports))
+        files = [file for sample in samples for file in self.benchmark.files(sample)]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            counts = f"{len(missing)} of {len(files)} files are missing"
+            raise InputError(f"{missing[0]} does not exist ({counts}); see datasets/README.md")
+
+    def _decode(self, sample: Sample, class_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        picture = self.benchmark.decode(sample, class_id)
+        if picture.mask.shape != picture.image.size[::-1]:
+            height, width = picture.mask.shape
+            raise InputError(
+                f"{self.benchmark.files(sample)[-1]}: the mask is {width} x {height}, "
+                f"its picture {picture.image.width} x {picture.image.height}"
+            )
+        ignore = None if picture.ignore is None else resize_mask(picture.ignore, self.image_size)
+        return resize_image(picture.image, self.image_size), resize_mask(picture.mask, self.image_size), ignore

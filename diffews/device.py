@@ -1,0 +1,35 @@
+"""Device, precision and arithmetic, decided in one place."""
+
+import torch
+
+from diffews.errors import InputError
+
+
+def pick_device(name: str) -> torch.device:
+    """Returns the named device; "auto" takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name} cannot be used ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Returns torch's type for fp32, bf16 or fp16."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def device_name(device: torch.device) -> str:
+    """Returns a name to write into results."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def exact_arithmetic(threads: int) -> None:
+    """Fixes what rounding depends on: the number of CPU threads, and no TF32 or chosen-by-timing kernels on a GPU."""
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True

@@ -1,0 +1,68 @@
+"""Masks at the model's border: mask -> RGB for the VAE, decoded RGB -> mask (protocol: white foreground on black)."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffews.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+THRESHOLD_RULES = ("reference", "paper", "absolute")
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Resizes a mask (H, W) to (size, size) by nearest neighbour, with torch's choice of pixels; the dtype is kept."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(mask))[None, None]
+    return torch.nn.functional.interpolate(tensor, size=(size, size), mode="nearest")[0, 0].numpy()
+
+
+def binary_mask(mask: np.ndarray, name: str = "mask") -> np.ndarray:
+    """Checks a mask (H, W) of bool, {0, 1} or {0, 255} and returns it as uint8 {0, 1}."""
+    if mask.ndim != 2:
+        raise InputError(f"{name} has shape {mask.shape}; give one channel, (height, width)")
+    values = np.unique(mask)
+    if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
+        shown = ", ".join(f"{value:g}" for value in values[:5].astype(float))
+        raise InputError(
+            f"{name} holds the values {shown}{', ...' if len(values) > 5 else ''}; give bool, {{0, 1}} or {{0, 255}}"
+        )
+    return (mask > 0).astype(np.uint8)
+
+
+def render_masks(masks: "Tensor") -> "Tensor":
+    """Paints masks {0, 1} as the VAE sees them: [B, H, W] -> float32 RGB [B, 3, H, W] in {-1, +1}."""
+    return (masks.float() * 2 - 1)[:, None].repeat(1, 3, 1, 1)
+
+
+def quantize(decoded: "Tensor") -> "Tensor":
+    """Decoded RGB -> uint8, same shape: clipped to [-1, 1], mapped to [0, 255], truncated as the reference does."""
+    import torch
+
+    return ((decoded.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+
+
+def scores_and_limit(rgb: "Tensor", threshold: float, rule: str) -> "tuple[Tensor, Tensor]":
+    """Scores [B, H, W] in [0, 1] (the mean over RGB) and, per image, the limit [B] that foreground exceeds.
+
+    rgb: float [B, 3, H, W] in [0, 1]. Rules: "reference" = threshold * max over the RGB image (released code);
+    "paper" = threshold * max over the mean image (paper, section 4.4); "absolute" = threshold.
+    """
+    import torch
+
+    scores = rgb.mean(1)
+    if rule == "absolute":
+        return scores, torch.full((len(rgb),), threshold, device=rgb.device)
+    peak = {"reference": rgb, "paper": scores}[rule].flatten(1).amax(1)
+    return scores, threshold * peak
+
+
+def check_threshold(threshold: float, rule: str) -> None:
+    """Raises InputError unless 0 <= threshold < 1 and the rule is known."""
+    if rule not in THRESHOLD_RULES:
+        raise InputError(f"threshold_rule={rule!r} is not one of {', '.join(THRESHOLD_RULES)}")
+    if not 0 <= threshold < 1:
+        raise InputError(f"threshold={threshold} is not in [0, 1)")

@@ -1,0 +1,77 @@
+"""Intersection and union of masks, and the protocol's figures from them. Counts are integers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def intersection_and_union(
+    prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None
+) -> tuple[list[int], list[int]]:
+    """Counts pixels of two masks (H, W) -> ([background, foreground] intersection, the same for the union).
+
+    Pixels where `ignore` is set are left out of both.
+    """
+    valid = np.ones(truth.shape, bool) if ignore is None else ignore == 0
+    predicted, true = prediction.astype(bool), truth.astype(bool)
+    agree, differ = valid & (predicted == true), valid & (predicted != true)
+    inter = [int((agree & ~true).sum()), int((agree & true).sum())]
+    return inter, [count + int(differ.sum()) for count in inter]
+
+
+@dataclass
+class Scores:
+    """Adds up counts per class. IoU_c = I_c / max(U_c, 1); mIoU is its mean over the fold's classes, in percent."""
+
+    class_ids: Sequence[int]
+    inter: dict[int, np.ndarray] = field(default_factory=dict)  # class id -> [background, foreground]
+    union: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def add(self, class_id: int, inter: Sequence[int], union: Sequence[int]) -> None:
+        """Adds an episode's counts, each [background, foreground]."""
+        self.inter[class_id] = self.inter.get(class_id, np.zeros(2, np.int64)) + inter
+        self.union[class_id] = self.union.get(class_id, np.zeros(2, np.int64)) + union
+
+    def per_class(self) -> dict[int, float]:
+        """Foreground IoU of each class in percent; a class that was never drawn counts as 0."""
+        zero = np.zeros(2, np.int64)
+        return {
+            c: 100 * int(self.inter.get(c, zero)[1]) / max(int(self.union.get(c, zero)[1]), 1) for c in self.class_ids
+        }
+
+    def miou(self) -> float:
+        """Mean of the classes' IoU, in percent."""
+        return float(np.mean(list(self.per_class().values())))
+
+    def running_miou(self) -> float:
+        """The same over the classes drawn so far."""
+        return float(np.mean([iou for c, iou in self.per_class().items() if c in self.union]))
+
+    def fb_iou(self) -> float:
+        """Mean of background and foreground IoU over all classes' sums, in percent."""
+        inter, union = sum(self.inter.values(), np.zeros(2)), sum(self.union.values(), np.zeros(2))
+        return float(np.mean(100 * inter / np.maximum(union, 1)))
+
+
+def bootstrap_miou(
+    episode_classes: Sequence[int],
+    class_ids: Sequence[int],
+    inter: np.ndarray,
+    union: np.ndarray,
+    resamples: int = 1000,
+) -> tuple[float, float]:
+    """95 % interval of the mIoU in percent, from resampling episodes with replacement (seed 0).
+
+    inter, union: foreground counts (episodes,).
+    """
+    generator = np.random.default_rng(0)
+    member = np.array(episode_classes)[:, None] == np.array(class_ids)[None, :]  # (episodes, classes)
+    by_class_inter, by_class_union = member * inter[:, None], member * union[:, None]
+    means = []
+    for _ in range(resamples):
+        drawn = generator.integers(len(inter), size=len(inter))
+        weights = np.bincount(drawn, minlength=len(inter)).astype(np.float64)
+        means.append(100 * np.mean((weights @ by_class_inter) / np.maximum(weights @ by_class_union, 1)))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

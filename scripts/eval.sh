@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Evaluates a weight dir; the last line is the mIoU.   bash scripts/eval.sh WEIGHT_DIR [key=value ...]
+set -euo pipefail
+. "$(dirname "$0")/setup.sh"
+[ $# -ge 1 ] || { echo "usage: bash scripts/eval.sh WEIGHT_DIR [key=value ...]   (keys: python -m diffews eval --help)" >&2; exit 2; }
+weight=$1
+shift
+exec "$PYTHON" -m diffews eval weight="$weight" "$@"

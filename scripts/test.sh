@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Sets up, then runs the linter, the type checker and the tests.   bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+. "$(dirname "$0")/setup.sh"
+cd "$root"
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
+"$PYTHON" -m pytest "$@"

@@ -1,0 +1,35 @@
+"""Installs the package `diffews` and the command of the same name."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "diffews" / "__init__.py").read_text())[1]
+
+setup(
+    name="diffews",
+    version=version,
+    description="Few-shot segmentation with a Stable Diffusion UNet in one denoising step (DiffewS)",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="BSD-2-Clause",
+    python_requires=">=3.11",
+    packages=find_packages(include=["diffews", "diffews.*"]),
+    package_data={"diffews.data": ["splits/*"]},
+    entry_points={"console_scripts": ["diffews = diffews.cli:main"]},
+    install_requires=[
+        "torch>=2.6",
+        "diffusers>=0.42,<0.43",
+        "transformers>=4.48",
+        "accelerate>=1.2",
+        "omegaconf>=2.3",
+        "pycocotools>=2.0.7",
+        "opencv-python-headless>=4.8",
+        "numpy>=1.26",
+        "pillow>=10",
+        "safetensors>=0.4",
+        "tqdm>=4.65",
+    ],
+)
