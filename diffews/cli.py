@@ -9,10 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from diffews import __version__
-from diffews.config import CHECKOUT, EpisodesConfig, EvalConfig, InitBaseConfig, SegmentConfig, describe, load, require
-from diffews.data import load_benchmark
+from diffews.config import (
+    CHECKOUT,
+    BaselinesConfig,
+    EpisodesConfig,
+    EvalConfig,
+    InitBaseConfig,
+    MakeShapesConfig,
+    SegmentConfig,
+    TinyBaseConfig,
+    TrainConfig,
+    describe,
+    load,
+    require,
+)
+from diffews.data import load_benchmark, open_benchmark
+from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError, nearest
-from diffews.models.weights import WeightSource, find_weights
+from diffews.models.weights import BASE_FILES, WeightSource, check_base, check_image_size, find_weights, resolve
 from diffews.segment import find_queries, segment
 
 
@@ -20,15 +34,7 @@ def run_eval(config: EvalConfig) -> None:
     """Checks what can be checked without torch, evaluates, and prints the figures."""
     source = find_weights(config.weight or default_weight(config.fold), config.base)
     fold = config.fold if config.fold is not None else fold_of(source)
-    dataset = load_benchmark(
-        config.benchmark,
-        config.data,
-        fold=fold,
-        shots=config.shots,
-        image_size=source.image_size(config.image_size),
-        splits=config.splits,
-        episodes=config.episodes,
-    )
+    dataset = open_test_set(config, fold, source.image_size(config.image_size))
     dataset.check_files()
     out = Path(config.out or Path("results") / source.path.name / f"{config.benchmark}_fold{fold}_{config.shots}shot")
 
@@ -79,11 +85,93 @@ def run_init_base(config: InitBaseConfig) -> None:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def run_train(config: TrainConfig) -> None:
+    """Trains a UNet."""
+    require(config, "base", "out")
+    base = check_base(resolve(str(config.base), BASE_FILES), f"base={config.base}")
+    fold = config.fold or 0
+    check_image_size(config.image_size, base)
+    benchmark = open_benchmark(config.benchmark, config.data, fold, "train", config.splits)
+    benchmark.check_files(dict.fromkeys(s for samples in benchmark.images.values() for s in samples))
+    validation = None
+    if config.validate_every is not None:
+        split = {"seen": "val", "novel": "test"}[config.validate_on]
+        validation = load_benchmark(
+            config.benchmark,
+            config.data,
+            fold,
+            split,
+            config.shots,
+            config.image_size,
+            config.splits,
+            config.validate_episodes,
+        )
+        validation.check_files()
+
+    from diffews.train import train
+
+    train(config, benchmark, base, validation)
+    print(f"written to {config.out}")
+
+
+def run_baselines(config: BaselinesConfig) -> None:
+    """Prints a table of figures that put a model's into proportion."""
+    source = find_weights(config.weight or default_weight(config.fold), config.base)
+    fold = config.fold if config.fold is not None else fold_of(source)
+    dataset = open_test_set(config, fold, source.image_size(config.image_size))
+    dataset.check_files()
+
+    from diffews.baselines import baselines_table
+
+    print(baselines_table(config, dataset, source))
+
+
+def open_test_set(config: EvalConfig | BaselinesConfig, fold: int, image_size: int) -> EpisodeDataset:
+    """Opens the test episodes that a config names."""
+    return load_benchmark(
+        config.benchmark,
+        config.data,
+        fold=fold,
+        shots=config.shots,
+        image_size=image_size,
+        splits=config.splits,
+        episodes=config.episodes,
+        drawn_shots=config.drawn_shots,
+    )
+
+
+def run_make_shapes(config: MakeShapesConfig) -> None:
+    """Writes the shapes benchmark."""
+    require(config, "out")
+    from diffews.data.shapes import make_shapes
+
+    make_shapes(Path(str(config.out)), config.seed)
+    print(f"wrote {config.out}/COCO2014")
+
+
+def run_make_tiny_base(config: TinyBaseConfig) -> None:
+    """Trains the tiny VAE."""
+    require(config, "out")
+    out = Path(str(config.out))
+    if out.exists():
+        raise InputError(f"out={out} exists; remove it or give another")
+    from diffews.tiny import make_tiny_base
+
+    make_tiny_base(config, out)
+    print(f"wrote {out}")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval": (EvalConfig, run_eval),
     "segment": (SegmentConfig, run_segment),
+    "train": (TrainConfig, run_train),
+    "baselines": (BaselinesConfig, run_baselines),
     "episodes": (EpisodesConfig, run_episodes),
     "init-base": (InitBaseConfig, run_init_base),
+    "make-shapes": (MakeShapesConfig, run_make_shapes),
+    "make-tiny-base": (TinyBaseConfig, run_make_tiny_base),
 }
 
 

@@ -19,7 +19,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 Config = TypeVar("Config")
 
 
-def key(default: Any, text: str, choices: Iterable[str] = (), least: float | None = None) -> Any:
+def key(default: Any, text: str, choices: Iterable[str | None] = (), least: float | None = None) -> Any:
     """Declares one setting: default, meaning (with its unit), allowed words, smallest number."""
     metadata = {"text": text, "choices": tuple(choices), "least": least}
     if isinstance(default, list):
@@ -38,7 +38,6 @@ class BenchmarkKeys:
         None, "fold whose classes are novel; by default the N of `_fold<N>` in the weight's name", least=0
     )
     shots: int = key(1, "support images of an episode", least=1)
-    episodes: int | None = key(None, "evaluate the first N episodes of the list; all by default", least=1)
 
 
 @dataclass
@@ -67,6 +66,10 @@ class ModelKeys:
 class EvalConfig(BenchmarkKeys, ModelKeys):
     """Evaluate weights on few-shot episodes; an interrupted run goes on where it stopped."""
 
+    episodes: int | None = key(None, "evaluate the first N episodes of the list; all by default", least=1)
+    drawn_shots: int | None = key(
+        None, "draw the list for so many shots and use the first; same queries for all", least=1
+    )
     out: str | None = key(None, "folder for episodes.jsonl and result.json; by default results/<weight>/<settings>")
     batch: int = key(
         1, "episodes computed at once; 1 is exact, more may flip pixels that sit on the threshold", least=1
@@ -80,10 +83,24 @@ class EvalConfig(BenchmarkKeys, ModelKeys):
 
 
 @dataclass
+class BaselinesConfig(BenchmarkKeys, ModelKeys):
+    """Score what needs no model (all foreground, a copied mask, every object), and a model with swapped supports."""
+
+    episodes: int | None = key(None, "the first N episodes of the list; all by default", least=1)
+    drawn_shots: int | None = key(
+        None, "draw the list for so many shots and use the first; same queries for all", least=1
+    )
+    runs: list[str] = key([], "folders of `diffews eval` to show in the same table")
+    out: str | None = key(None, "JSON file for the figures; none by default")
+    threads: int = key(1, "CPU threads of the model", least=1)
+
+
+@dataclass
 class EpisodesConfig(BenchmarkKeys):
     """Print the test episodes as JSON: [[class_id, query, [supports]], ...]."""
 
     fold: int | None = key(0, "fold whose classes are novel", least=0)
+    episodes: int | None = key(None, "the first N episodes of the list; all by default", least=1)
 
 
 @dataclass
@@ -106,6 +123,72 @@ class InitBaseConfig:
     out: str | None = key(None, "base to write; must not exist")
     allow_bin: bool = key(False, "read pickled .bin weights (tensors only) where there is no safetensors file")
     dtype: str = key("fp32", "precision in which the base is stored", DTYPES)
+
+
+@dataclass
+class TrainConfig(BenchmarkKeys):
+    """Train a UNet on the classes that are not the fold's; the defaults are the reference's recipe."""
+
+    base: str | None = key(None, "folder or hub id of a base; unet/config.json without weights starts from nothing")
+    fold: int | None = key(0, "fold whose classes are novel: none of them is trained on", least=0)
+    shots: int = key(1, "most support images of an episode; each batch draws 1 .. shots", least=1)
+    out: str | None = key(None, "folder for checkpoints and, at the end, unet/unet")
+    image_size: int = key(512, "side in pixels, a multiple of the VAE's factor", least=1)
+    steps: int = key(20000, "optimizer steps", least=1)
+    batch: int = key(1, "episodes in a forward pass, on each process", least=1)
+    accumulate: int = key(4, "forward passes in an optimizer step", least=1)
+    seed: int = key(42, "of episodes, number of shots, VAE noise, and weights that start from nothing", least=0)
+    lr: float = key(1e-5, "highest learning rate")
+    schedule: str = key("polynomial", "linear decay to 1e-7, or rise and fall", ("polynomial", "one_cycle"))
+    warmup: float = key(0.0, "share of the steps in which the learning rate rises", least=0)
+    optimizer: str = key("adamw", "AdamW; adamw8bit needs bitsandbytes", ("adamw", "adamw8bit"))
+    weight_decay: float = key(0.01, "of AdamW", least=0)
+    beta1: float = key(0.9, "of AdamW", least=0)
+    beta2: float = key(0.999, "of AdamW", least=0)
+    clip: float = key(1.0, "largest norm of the gradient", least=0)
+    dtype: str = key(
+        "auto", "mixed precision; auto is fp16 on a GPU (the reference's) and fp32 on the CPU", ("auto", *DTYPES)
+    )
+    checkpointing: bool = key(True, "compute activations again in the backward pass: less memory, a third slower")
+    sample_posterior: bool = key(True, "draw latents from the VAE's posterior; false takes its mean")
+    pairs: bool = key(False, "episodes 2k and 2k + 1 share the query and ask for two of its classes")
+    ema: float = key(0.0, "decay of an average of the weights, which is what is published; 0 is off", least=0)
+    lora: int = key(0, "rank of low-rank additions to attention that train instead of the weights; 0 is off", least=0)
+    cache: str | None = key(None, "folder of the latent cache, filled before step 1; none by default")
+    device: str = key("auto", "the accelerator if there is one, or cpu", ("auto", "cpu"))
+    workers: int = key(2, "processes that read pictures; never changes results", least=0)
+    threads: int = key(1, "CPU threads of the model", least=1)
+    checkpoint_every: int = key(2000, "steps from one checkpoint to the next", least=1)
+    keep: int = key(2, "checkpoints that are kept", least=1)
+    resume: str | None = key(
+        None, "latest: go on from the newest complete checkpoint, if there is any", ("latest", None)
+    )
+    stop_at: int | None = key(None, "stop after this step, with a checkpoint", least=1)
+    validate_every: int | None = key(None, "steps between validations; none by default", least=1)
+    validate_episodes: int = key(100, "episodes of a validation", least=1)
+    validate_on: str = key(
+        "seen", "seen: training classes on the test pictures; novel: the test fold", ("seen", "novel")
+    )
+    tracker: str = key("none", "where accelerate logs to", ("none", "tensorboard"))
+
+
+@dataclass
+class MakeShapesConfig:
+    """Write the procedural benchmark of 80 classes in the COCO-20i layout (about 15 s)."""
+
+    out: str | None = key(None, "folder in which COCO2014/ is made")
+    seed: int = key(0, "of the pictures; classes and folds are always the same", least=0)
+
+
+@dataclass
+class TinyBaseConfig:
+    """Train the tiny base (VAE) from nothing on shapes; `diffews train config=configs/tiny.yaml` goes on."""
+
+    data: str = key(str(CHECKOUT / "datasets"), "folder that holds COCO2014/ as `diffews make-shapes` writes it")
+    out: str | None = key(None, "base to write; must not exist")
+    seed: int = key(0, "of weights, crops and the text embedding", least=0)
+    steps: int = key(2500, "optimizer steps of each of the two stages", least=1)
+    batch: int = key(12, "crops in a step, a quarter of them masks", least=4)
 
 
 def load(config_class: type[Config], arguments: Sequence[str]) -> Config:
@@ -163,7 +246,7 @@ def describe(config_class: type) -> str:
         default = item.default if item.default_factory is MISSING else item.default_factory()
         words = item.metadata["choices"]
         shown = f"  {name}={_show(default)}  {item.metadata['text']}"
-        lines.append(shown + (f" ({' | '.join(words)})" if words else ""))
+        lines.append(shown + (f" ({' | '.join(map(str, filter(None, words)))})" if words else ""))
     return "\n".join(lines)
 
 
@@ -216,9 +299,12 @@ def _check(config: Any, known: dict[str, Field]) -> None:
         value = getattr(config, name)
         choices, least = item.metadata["choices"], item.metadata["least"]
         if choices and value not in choices:
-            raise InputError(f"{name}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+            words = [word for word in choices if word]
+            raise InputError(f"{name}={value!r} is not one of {', '.join(words)}{nearest(str(value), words)}")
         if least is not None and value is not None and value < least:
             raise InputError(f"{name}={value} must be at least {least}")
+    if isinstance(config, EvalConfig | BaselinesConfig) and (config.drawn_shots or config.shots) < config.shots:
+        raise InputError(f"drawn_shots={config.drawn_shots} must be at least shots={config.shots}")
     if isinstance(config, ModelKeys):
         check_threshold(config.threshold, config.threshold_rule)
     if isinstance(config, BenchmarkKeys) and config.fold is not None:

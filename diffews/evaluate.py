@@ -1,9 +1,9 @@
 """Evaluation on episodes: one record an episode, every figure computed from the records."""
 
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diffews.config import EvalConfig
 from diffews.data.episodes import EpisodeDataset
+from diffews.data.loading import stream
 from diffews.device import device_name, exact_arithmetic, pick_device, torch_dtype
 from diffews.errors import InputError
 from diffews.files import open_run, versions, write_atomic
@@ -40,31 +40,19 @@ class Group:
     support_masks: Tensor  # [B*n, S, S]
 
 
-class GroupDataset(Dataset):
-    """Decodes groups of episodes; bad input comes back as a value, since a raise in a worker ends in a traceback."""
-
-    def __init__(self, dataset: EpisodeDataset, groups: list[list[int]]) -> None:
-        self.dataset, self.groups = dataset, groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, position: int) -> Group | InputError:
-        indices = self.groups[position]
-        try:
-            decoded = {index: self.dataset[index] for index in dict.fromkeys(indices)}
-        except InputError as error:
-            return error
-        episodes = [decoded[index] for index in indices]
-        ignore = [episode.query_ignore for episode in episodes if episode.query_ignore is not None]
-        return Group(
-            indices=indices,
-            query_rgb=_stack([episode.query_rgb for episode in episodes]),
-            query_masks=_stack([episode.query_mask for episode in episodes]),
-            query_ignore=_stack(ignore) if ignore else None,
-            support_rgb=_stack([episode.support_rgb for episode in episodes]).flatten(0, 1),
-            support_masks=_stack([episode.support_masks for episode in episodes]).flatten(0, 1),
-        )
+def read_group(dataset: EpisodeDataset, indices: list[int]) -> Group:
+    """Decodes a group's episodes."""
+    decoded = {index: dataset[index] for index in dict.fromkeys(indices)}
+    episodes = [decoded[index] for index in indices]
+    ignore = [episode.query_ignore for episode in episodes if episode.query_ignore is not None]
+    return Group(
+        indices=indices,
+        query_rgb=_stack([episode.query_rgb for episode in episodes]),
+        query_masks=_stack([episode.query_mask for episode in episodes]),
+        query_ignore=_stack(ignore) if ignore else None,
+        support_rgb=_stack([episode.support_rgb for episode in episodes]).flatten(0, 1),
+        support_masks=_stack([episode.support_masks for episode in episodes]).flatten(0, 1),
+    )
 
 
 def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, out: Path) -> dict[str, Any]:
@@ -100,8 +88,8 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
         pipeline = build_pipeline(source, torch_dtype(config.dtype), device, config.allow_bin)
         start = time.perf_counter()
         with tqdm(total=len(dataset), initial=done, unit="episode") as bar:
-            for group in _load(dataset, groups, config.workers):
-                predictions = predict(pipeline, group, config)
+            for group in stream(functools.partial(read_group, dataset), groups, config.workers):
+                predictions = predict(pipeline, group, config.shots, config.threshold, config.threshold_rule)
                 _draw(config, out, group, predictions)
                 records.append(_count(group, predictions, dataset))
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)
@@ -125,13 +113,15 @@ def make_groups(count: int, batch: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def predict(pipeline: DiffewsPipeline, group: Group, config: EvalConfig) -> np.ndarray:
+def predict(
+    pipeline: DiffewsPipeline, group: Group, shots: int, threshold: float = 0.25, rule: str = "reference"
+) -> np.ndarray:
     """Segments a group's queries -> bool (B, S, S)."""
     device = pipeline.device
     supports = to_pixels(group.support_rgb.to(device))
-    bank = pipeline.encode_support_tensors(supports, group.support_masks.to(device), config.shots)
+    bank = pipeline.encode_support_tensors(supports, group.support_masks.to(device), shots)
     rgb = pipeline.predict_rgb(to_pixels(group.query_rgb.to(device)), bank)
-    scores, limits = scores_and_limit(rgb.float() / 255, config.threshold, config.threshold_rule)
+    scores, limits = scores_and_limit(rgb.float() / 255, threshold, rule)
     return (scores > limits[:, None, None]).cpu().numpy()
 
 
@@ -198,14 +188,6 @@ def _read_record(line: bytes, number: int, dataset: EpisodeDataset, path: Path) 
 
 def _stack(arrays: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
-
-
-def _load(dataset: EpisodeDataset, groups: list[list[int]], workers: int) -> Iterator[Group]:
-    loader = DataLoader(GroupDataset(dataset, groups), batch_size=None, num_workers=min(workers, len(groups)))
-    for group in loader:
-        if isinstance(group, InputError):
-            raise group
-        yield group
 
 
 def _count(group: Group, predictions: np.ndarray, dataset: EpisodeDataset) -> list[Record]:

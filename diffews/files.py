@@ -64,7 +64,7 @@ def open_run(out: Path, identity: dict[str, Any]) -> None:
         if differ:
             changes = ", ".join(f"{k}: {_short(earlier.get(k))} there, {_short(identity.get(k))} now" for k in differ)
             raise InputError(f"out={out} holds another run ({changes}); give another out=")
-    elif any(out.iterdir()):
+    elif any(not path.name.endswith(".partial") for path in out.iterdir()):  # a killed process may leave those
         raise InputError(f"out={out} is not empty and holds no run of this program; give another out=")
     else:
         write_atomic(file, json.dumps(identity, indent=1) + "\n")

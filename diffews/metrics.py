@@ -27,9 +27,11 @@ class Scores:
     class_ids: Sequence[int]
     inter: dict[int, np.ndarray] = field(default_factory=dict)  # class id -> [background, foreground]
     union: dict[int, np.ndarray] = field(default_factory=dict)
+    episodes: int = 0
 
     def add(self, class_id: int, inter: Sequence[int], union: Sequence[int]) -> None:
         """Adds an episode's counts, each [background, foreground]."""
+        self.episodes += 1
         self.inter[class_id] = self.inter.get(class_id, np.zeros(2, np.int64)) + inter
         self.union[class_id] = self.union.get(class_id, np.zeros(2, np.int64)) + union
 

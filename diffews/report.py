@@ -1,5 +1,6 @@
 """Pictures of results: overlays, panels and grids."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,3 +39,39 @@ def save_image(path: Path, image: np.ndarray) -> None:
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     _, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(pixels))
     write_atomic(path, encoded.tobytes())
+
+
+class StepLog:
+    """log.jsonl: one line a training step; lines after the step that a run resumes from are cut off."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        lines = path.read_text().splitlines()[:step] if path.is_file() else []
+        self.losses = [json.loads(line)["loss"] for line in lines]
+        write_atomic(path, "".join(line + "\n" for line in lines))
+
+    def add(self, step: int, loss: float, lr: float) -> None:
+        """Appends a step."""
+        self.losses.append(loss)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "loss": loss, "lr": lr}) + "\n")
+
+
+def save_loss_curve(
+    path: Path, losses: Sequence[float], width: int = 800, height: int = 400, margin: int = 50
+) -> None:
+    """Draws the loss over the steps, smoothed over a fiftieth of them, on a logarithmic axis."""
+    window = max(1, len(losses) // 50)
+    values = np.log10(np.maximum(np.convolve(losses, np.ones(window) / window, "valid"), 1e-12))
+    low, high = values.min(), max(values.max(), values.min() + 1e-6)
+    x = margin + np.arange(len(values)) / max(len(values) - 1, 1) * (width - 2 * margin)
+    y = height - margin - (values - low) / (high - low) * (height - 2 * margin)
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    grey, font = (110, 110, 110), cv2.FONT_HERSHEY_SIMPLEX
+    cv2.rectangle(canvas, (margin, margin), (width - margin, height - margin), grey)
+    cv2.polylines(canvas, [np.stack([x, y], 1).round().astype(np.int32)], False, PREDICTION_COLOUR, 2, cv2.LINE_AA)
+    labels = [(f"{10**high:.3g}", (4, margin + 5)), (f"{10**low:.3g}", (4, height - margin))]
+    labels += [(f"loss over {len(losses)} steps", (margin, margin - 12))]
+    for text, place in labels:
+        cv2.putText(canvas, text, place, font, 0.4, grey, 1, cv2.LINE_AA)
+    save_image(path, canvas)

@@ -1,11 +1,12 @@
 """COCO-20i: 80 classes in 4 folds; fold f tests the classes f, f + 4, f + 8, ... on val2014."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from diffews.data.episodes import Benchmark, Episode, EpisodeList, LegacyDraws, Picture, Sample
-from diffews.data.lists import read_class_lists
+from diffews.data.lists import ClassLists, read_class_lists
 from diffews.errors import InputError
 from diffews.images import open_mask, open_rgb
 
@@ -29,15 +30,16 @@ class Coco20i(Benchmark):
 
     def __init__(self, root: Path, fold: int, split: str, splits: str = "auto") -> None:
         self.root = root / "COCO2014" if (root / "COCO2014").is_dir() or root.name != "COCO2014" else root
-        self.fold = fold
-        self.part = "val" if split == "test" else "trn"
-        self.class_names = dict(enumerate(CLASS_NAMES))
-        novel = range(fold, len(CLASS_NAMES), FOLDS)
-        self.class_ids = [c for c in range(len(CLASS_NAMES)) if (c in novel) == (split == "test")]
-        lists = read_class_lists(self.root / "splits" / self.part, fold, splits, self._builtin_lists)
+        self.fold, self.splits = fold, splits
+        self.class_names = dict(enumerate(self._read_class_names()))
+        self.class_ids = [c for c in range(len(CLASS_NAMES)) if (c % FOLDS == fold) == (split == "test")]
+        part = "trn" if split == "train" else "val"
+        lists: ClassLists = {}
+        for listed in range(FOLDS) if split == "val" else [fold]:  # fold f's val list holds the classes of f alone
+            lists.update(self._read_lists(part, listed))
         self.images = {c: [Sample(name) for name in lists.get(c, [])] for c in self.class_ids}
 
-    def draw_test(self, shots: int) -> EpisodeList:
+    def draw(self, shots: int) -> EpisodeList:
         """Draws the 1000 episodes of the reference: class, query, then supports, each by one choice."""
         draws, episodes = LegacyDraws(), []
         for _ in range(TEST_EPISODES):
@@ -45,8 +47,8 @@ class Coco20i(Benchmark):
             images = self.images[class_id]
             if len(set(images)) < 2:
                 raise InputError(
-                    f"class {class_id} ({self.class_names[class_id]}) has {len(set(images))} image in the {self.part} "
-                    f"list of fold {self.fold}; an episode needs a query and another image"
+                    f"class {class_id} ({self.class_names[class_id]}) has {len(set(images))} image in the lists "
+                    f"of fold {self.fold}; an episode needs a query and another image"
                 )
             query = draws.choice(images)
             episodes.append(Episode(class_id, query, draws.supports(images, query, shots)))
@@ -58,16 +60,39 @@ class Coco20i(Benchmark):
 
     def decode(self, sample: Sample, class_id: int) -> Picture:
         """Reads the picture and the pixels of the class."""
-        image_file, mask_file = self.files(sample)
-        classes = open_mask(mask_file)
-        if classes.max(initial=0) > len(CLASS_NAMES):
-            raise InputError(
-                f"{mask_file} holds the value {classes.max()}; COCO masks hold 0 and class + 1, at most 80"
-            )
-        return Picture(open_rgb(image_file), (classes == class_id + 1).astype(np.uint8))
+        mask = self._class_map(sample) == class_id + 1
+        return Picture(open_rgb(self.files(sample)[0]), mask.astype(np.uint8))
 
-    def _builtin_lists(self) -> dict[int, list[str]]:
-        year = "val2014" if self.part == "val" else "train2014"
-        with np.load(Path(__file__).parent / "splits" / "coco20i.npz") as arrays:
-            ids = np.split(arrays[year], np.cumsum(arrays[f"{year}_counts"])[:-1])
-        return {c: [f"{year}/COCO_{year}_{image_id:012d}.jpg" for image_id in ids[c]] for c in self.class_ids}
+    def classes_in(self, sample: Sample) -> list[int]:
+        """Reads which classes the mask holds."""
+        return [int(value) - 1 for value in np.unique(self._class_map(sample)) if value > 0]
+
+    def _class_map(self, sample: Sample) -> np.ndarray:
+        file = self.files(sample)[1]
+        class_map = open_mask(file)
+        if class_map.max(initial=0) > len(CLASS_NAMES):
+            raise InputError(f"{file} holds the value {class_map.max()}; COCO masks hold 0 and class + 1, at most 80")
+        return class_map
+
+    def _read_class_names(self) -> list[str]:
+        """COCO's names, or those of a folder in the same layout whose classes.json lists 80 others."""
+        file = self.root / "classes.json"
+        if not file.is_file():
+            return CLASS_NAMES
+        names = json.loads(file.read_text())
+        if not isinstance(names, list) or len(names) != len(CLASS_NAMES):
+            raise InputError(f"{file} does not list {len(CLASS_NAMES)} class names")
+        return names
+
+    def _read_lists(self, part: str, fold: int) -> ClassLists:
+        novel = range(fold, len(CLASS_NAMES), FOLDS)
+
+        def builtin() -> ClassLists:
+            year = "val2014" if part == "val" else "train2014"
+            with np.load(Path(__file__).parent / "splits" / "coco20i.npz") as arrays:
+                ids = np.split(arrays[year], np.cumsum(arrays[f"{year}_counts"])[:-1])
+            names = {c: [f"{year}/COCO_{year}_{i:012d}.jpg" for i in ids[c]] for c in range(len(CLASS_NAMES))}
+            return {c: names[c] for c in names if (c in novel) == (part == "val")}
+
+        lists = read_class_lists(self.root / "splits" / part, fold, self.splits, builtin)
+        return {c: names for c, names in lists.items() if names}  # pickles may name all 80

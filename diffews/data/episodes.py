@@ -1,10 +1,11 @@
 """Episodes: drawn up front by name, decoded one by one."""
 
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -55,6 +56,10 @@ class EpisodeList(Sequence[Episode]):
     def __getitem__(self, index: int | slice) -> "Episode | EpisodeList":
         return EpisodeList(self._episodes[index]) if isinstance(index, slice) else self._episodes[index]
 
+    def first_shots(self, shots: int) -> "EpisodeList":
+        """Returns the same queries with the first `shots` supports of each."""
+        return EpisodeList(replace(episode, supports=episode.supports[:shots]) for episode in self)
+
     def to_json(self) -> str:
         """Returns the list as JSON: [[class_id, query, [supports]], ...]."""
         return json.dumps([episode.names() for episode in self])
@@ -104,18 +109,31 @@ class Benchmark(ABC):
     fold: int
     class_ids: list[int]  # of the fold
     class_names: dict[int, str]
+    images: dict[int, list[Sample]]  # of each class, in the order that the published episodes need
 
     @abstractmethod
-    def draw_test(self, shots: int) -> EpisodeList:
-        """Draws the published test episodes without touching a picture."""
+    def draw(self, shots: int) -> EpisodeList:
+        """Draws the episodes of the protocol without touching a picture."""
 
     @abstractmethod
     def files(self, sample: Sample) -> list[Path]:
         """Returns the files that decoding the sample reads."""
 
     @abstractmethod
+    def classes_in(self, sample: Sample) -> list[int]:
+        """Returns the ids of all classes, of any fold, that have a pixel in the sample."""
+
+    @abstractmethod
     def decode(self, sample: Sample, class_id: int) -> Picture:
         """Reads a sample's picture and its mask of the class."""
+
+    def check_files(self, samples: Iterable[Sample]) -> None:
+        """Raises InputError if a file of these samples is not there; decodes nothing."""
+        files = [file for sample in dict.fromkeys(samples) for file in self.files(sample)]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            counts = f"{len(missing)} of {len(files)} files are missing"
+            raise InputError(f"{missing[0]} does not exist ({counts}); see datasets/README.md")
 
 
 class LegacyDraws:
@@ -167,8 +185,9 @@ class EpisodeDataset:
 
     def __getitem__(self, index: int) -> DecodedEpisode:
         episode = self.episodes[index]
-        query_rgb, query_mask, query_ignore = self._decode(episode.query, episode.class_id)
-        supports = [self._decode(support, episode.class_id) for support in episode.supports]
+        decode = functools.partial(decode_sample, self.benchmark, class_id=episode.class_id, size=self.image_size)
+        query_rgb, query_mask, query_ignore = decode(episode.query)
+        supports = [decode(support) for support in episode.supports]
         return DecodedEpisode(
             class_id=episode.class_id,
             query_name=episode.query.name,
@@ -183,19 +202,19 @@ class EpisodeDataset:
     def check_files(self) -> None:
         """Raises InputError if a picture or mask of the list is not there; decodes nothing."""
         samples = dict.fromkeys(s for episode in self.episodes for s in (episode.query, *episode.supports))
-        files = [file for sample in samples for file in self.benchmark.files(sample)]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            counts = f"{len(missing)} of {len(files)} files are missing"
-            raise InputError(f"{missing[0]} does not exist ({counts}); see datasets/README.md")
+        self.benchmark.check_files(samples)
 
-    def _decode(self, sample: Sample, class_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        picture = self.benchmark.decode(sample, class_id)
-        if picture.mask.shape != picture.image.size[::-1]:
-            height, width = picture.mask.shape
-            raise InputError(
-                f"{self.benchmark.files(sample)[-1]}: the mask is {width} x {height}, "
-                f"its picture {picture.image.width} x {picture.image.height}"
-            )
-        ignore = None if picture.ignore is None else resize_mask(picture.ignore, self.image_size)
-        return resize_image(picture.image, self.image_size), resize_mask(picture.mask, self.image_size), ignore
+
+def decode_sample(
+    benchmark: Benchmark, sample: Sample, class_id: int, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Decodes a sample at (size, size): RGB uint8 (3, S, S), mask uint8 {0, 1} (S, S), ignored pixels or None."""
+    picture = benchmark.decode(sample, class_id)
+    if picture.mask.shape != picture.image.size[::-1]:
+        height, width = picture.mask.shape
+        raise InputError(
+            f"{benchmark.files(sample)[-1]}: the mask is {width} x {height}, "
+            f"its picture {picture.image.width} x {picture.image.height}"
+        )
+    ignore = None if picture.ignore is None else resize_mask(picture.ignore, size)
+    return resize_image(picture.image, size), resize_mask(picture.mask, size), ignore

@@ -4,12 +4,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from diffews.errors import InputError
 from diffews.files import new_folder
-from diffews.models.unet import DiffewsUNet
-from diffews.models.weights import check_base, encode_empty_prompt, load_module, load_vae, read_json, resolve
+from diffews.models.weights import BASE_FILES, check_base, encode_empty_prompt, load_vae, resolve, start_unet
 from diffews.pipeline import DiffewsPipeline
 
 
@@ -20,13 +18,8 @@ def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -
     """
     if out.exists():
         raise InputError(f"out={out} exists; remove it or give another")
-    source = check_base(resolve(sd, ("*.json", "unet/*", "vae/*", "text*", "tokenizer/*")), f"sd={sd}")
-    if not (source / "unet" / "config.json").is_file():
-        raise InputError(f"sd={sd}: no unet/config.json in it")
-    is_base = "in_channels_ref" in read_json(source / "unet" / "config.json")
-    unet = load_module(DiffewsUNet if is_base else UNet2DConditionModel, source / "unet", dtype, allow_bin)
-    if not is_base:
-        unet = DiffewsUNet.from_stable_diffusion(unet)
+    source = check_base(resolve(sd, BASE_FILES), f"sd={sd}")
+    unet = start_unet(source, dtype, allow_bin=allow_bin)
     pipeline = DiffewsPipeline(unet, load_vae(source, dtype, allow_bin), encode_empty_prompt(source, allow_bin))
     with new_folder(out) as folder:
         pipeline.save_pretrained(folder)

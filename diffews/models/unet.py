@@ -23,11 +23,12 @@ class _Stem(nn.Conv2d):
 class DiffewsUNet(UNet2DConditionModel):
     """UNet2DConditionModel plus `conv_in_ref`, the 8-channel stem of the support image and its mask."""
 
-    @functools.wraps(UNet2DConditionModel.__init__)  # diffusers reads the names of the config keys from the signature
+    # diffusers reads the names of the config keys from the signature
+    @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        stem: Any = self.conv_in
-        self.conv_in = _Stem(stem.in_channels, stem.out_channels, stem.kernel_size, padding=stem.padding)
+        stem = self.conv_in
+        self.add_module("conv_in", _Stem(stem.in_channels, stem.out_channels, stem.kernel_size, padding=stem.padding))
         self.conv_in_ref = nn.Conv2d(2 * stem.in_channels, stem.out_channels, stem.kernel_size, padding=stem.padding)
         self.set_attn_processor({name: BankAttnProcessor(name) for name in self.attn_processors})
 
@@ -41,16 +42,11 @@ class DiffewsUNet(UNet2DConditionModel):
             raise InputError(f"in_channels_ref is {in_channels_ref}; image and mask latents make {expected} channels")
         return super().extract_init_dict(config_dict, **kwargs)
 
-    @classmethod
-    def from_stable_diffusion(cls, base: UNet2DConditionModel) -> "DiffewsUNet":
-        """Starts from a text-to-image UNet: conv_in_ref(cat[x, x]) equals conv_in(x)."""
-        unet = cls.from_config(base.config)
-        unet.load_state_dict(base.state_dict(), strict=False)
-        unet.start_support_stem()
-        return unet.to(base.dtype)
-
     def start_support_stem(self) -> None:
-        """Sets `conv_in_ref` from `conv_in`: the weight twice side by side and halved, the bias copied."""
+        """Sets `conv_in_ref` from `conv_in`, so that conv_in_ref(cat[x, x]) equals conv_in(x).
+
+        The weight stands twice side by side and halved, the bias is copied.
+        """
         stem = self.conv_in.state_dict()
         self.conv_in_ref.load_state_dict({"weight": stem["weight"].repeat(1, 2, 1, 1) / 2, "bias": stem["bias"]})
 

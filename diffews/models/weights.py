@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 RECORD = "diffews.json"  # written beside trained weights: base, image size, config, versions
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
+MODEL_FILES = ("vae/*", "text*", "tokenizer/*")  # what evaluation reads of a base
+BASE_FILES = ("unet/*", *MODEL_FILES)  # and training
 TEXT_KEYS = ("eval", "train")
 _UNET_CLASSES = ("DiffewsUNet", "MyUNet2DConditionModel", "UNet2DConditionModel")
 
@@ -37,9 +39,7 @@ class WeightSource:
     def image_size(self, asked: int | None = None) -> int:
         """Returns the side in pixels to work at: asked, else recorded, else 512; checked against the VAE's factor."""
         size = asked or int(self.record.get("image_size", DEFAULT_IMAGE_SIZE))
-        factor = vae_factor(self.base)
-        if size < factor or size % factor:
-            raise InputError(f"image_size={size} is not a multiple of {factor}, the factor of the VAE in {self.base}")
+        check_image_size(size, self.base)
         return size
 
 
@@ -64,7 +64,8 @@ def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> 
     beside = folder.resolve().parent
     candidates = [beside / "base", beside / DEFAULT_BASE]
     if "base" in record:
-        candidates.insert(0, folder / record["base"])
+        recorded = folder / record["base"]
+        candidates.insert(0, recorded if recorded.is_dir() else resolve(record["base"]))
     for candidate in candidates:
         if (candidate / "vae").is_dir():
             return check_base(candidate, f"base {candidate}")
@@ -84,10 +85,10 @@ def check_base(base: Path, name: str) -> Path:
     return base
 
 
-def resolve(name: str, patterns: Sequence[str] = ("vae/*", "text*", "tokenizer/*")) -> Path:
+def resolve(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
     """Returns a local folder as it is, and fetches a hub id such as `owner/name` through huggingface_hub."""
     path = Path(name)
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or path.parent.exists():
+    if path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.parent.exists():
         return path
     from huggingface_hub import snapshot_download
 
@@ -117,6 +118,13 @@ def vae_factor(base: Path) -> int:
     return 2 ** (len(channels) - 1)
 
 
+def check_image_size(size: int, base: Path) -> None:
+    """Raises InputError unless the size is a multiple of the VAE's factor."""
+    factor = vae_factor(base)
+    if size < factor or size % factor:
+        raise InputError(f"image_size={size} is not a multiple of {factor}, the factor of the VAE in {base}")
+
+
 def load_unet(folder: Path, dtype: "torch.dtype", allow_bin: bool = False) -> "DiffewsUNet":
     """Loads a fine-tuned UNet; a plain Stable Diffusion UNet without `conv_in_ref` is an error."""
     from diffews.models.unet import DiffewsUNet
@@ -127,6 +135,30 @@ def load_unet(folder: Path, dtype: "torch.dtype", allow_bin: bool = False) -> "D
     return load_module(DiffewsUNet, folder, dtype, allow_bin)
 
 
+def start_unet(base: Path, dtype: "torch.dtype", seed: int = 0, allow_bin: bool = False) -> "DiffewsUNet":
+    """Returns the UNet that training starts from: base/unet, with `conv_in_ref` added if it has none.
+
+    Where base/unet holds config.json alone, the weights are drawn from `seed`.
+    """
+    import torch
+
+    from diffews.models.unet import DiffewsUNet
+
+    folder = base / "unet"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{base}: no unet/config.json in it, which training starts from")
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+        unet, missing = _load(DiffewsUNet, folder, dtype, allow_bin)
+        _check_complete(folder, [name for name in missing if not name.startswith("conv_in_ref.")])
+        if not missing:
+            return unet
+    else:
+        torch.manual_seed(seed)
+        unet = DiffewsUNet.from_config(read_json(folder / "config.json")).to(dtype)
+    unet.start_support_stem()
+    return unet
+
+
 def load_vae(base: Path, dtype: "torch.dtype", allow_bin: bool = False) -> "AutoencoderKL":
     """Loads the VAE of a base."""
     from diffusers import AutoencoderKL
@@ -135,7 +167,14 @@ def load_vae(base: Path, dtype: "torch.dtype", allow_bin: bool = False) -> "Auto
 
 
 def load_module(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", allow_bin: bool) -> Any:
-    """Loads a diffusers module; missing or misshapen tensors and damaged files are errors."""
+    """Loads a diffusers module for inference; missing or misshapen tensors and damaged files are errors."""
+    module, missing = _load(cls, folder, dtype, allow_bin)
+    _check_complete(folder, missing)
+    return module.eval().requires_grad_(False)
+
+
+def _load(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", allow_bin: bool) -> tuple[Any, list[str]]:
+    """Loads a diffusers module -> the module and the names of the tensors that the file lacks."""
     file = weight_files(folder, allow_bin)[0]
     try:
         module, info = cls.from_pretrained(
@@ -143,6 +182,7 @@ def load_module(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", all
             torch_dtype=dtype,
             variant="fp16" if ".fp16." in file.name else None,
             use_safetensors=not file.name.endswith(".bin"),  # diffusers reads .bin with weights_only=True
+            low_cpu_mem_usage=False,  # else a tensor that the file lacks has no memory
             output_loading_info=True,
             local_files_only=True,
         )
@@ -150,11 +190,13 @@ def load_module(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", all
         raise InputError(f"{folder / 'config.json'}: {error}") from error
     except Exception as error:  # diffusers and safetensors raise many kinds for a damaged or foreign file
         raise InputError(f"{file} does not load into {cls.__name__} ({first_line(error)})") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        cure = "; make a base of it with `diffews init-base`" if missing[0].startswith("conv_in_ref") else ""
-        raise InputError(f"{file} lacks {len(missing)} tensors of {cls.__name__}, the first is {missing[0]}{cure}")
-    return module.eval().requires_grad_(False)
+    return module, sorted(info["missing_keys"])
+
+
+def _check_complete(folder: Path, missing: list[str]) -> None:
+    if missing:
+        cure = "; make a base of it with `diffews init-base`" if missing[0].startswith("conv_in_ref.") else ""
+        raise InputError(f"{folder}: the weights lack {len(missing)} tensors, the first is {missing[0]}{cure}")
 
 
 def weight_files(folder: Path, allow_bin: bool = True) -> list[Path]:

@@ -1,0 +1,98 @@
+"""What puts a model's figures into proportion: masks that no model made, and a model shown the wrong class."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from diffews.config import BaselinesConfig
+from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, decode_sample
+from diffews.device import exact_arithmetic, pick_device, torch_dtype
+from diffews.errors import InputError
+from diffews.evaluate import predict, read_group
+from diffews.files import write_atomic
+from diffews.metrics import Scores, intersection_and_union
+from diffews.models.weights import WeightSource, read_json
+from diffews.pipeline import DiffewsPipeline, build_pipeline
+
+SWAP_SEED = 0
+
+
+def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: WeightSource) -> str:
+    """Computes all rows, writes them as JSON if `out` is given, and returns them as a table."""
+    exact_arithmetic(config.threads)
+    pipeline = build_pipeline(source, torch_dtype(config.dtype), pick_device(config.device), config.allow_bin)
+    scores = {**without_model(dataset), **swapped_support(pipeline, dataset, config.shots)}
+    rows = [_run_row(Path(run)) for run in config.runs]
+    rows += [
+        {"name": name, "episodes": counted.episodes, "miou": counted.running_miou(), "fb_iou": counted.fb_iou()}
+        for name, counted in scores.items()
+    ]
+    if config.out:
+        write_atomic(Path(config.out), json.dumps(rows, indent=1) + "\n")
+    width = max(len(row["name"]) for row in rows)
+    lines = [f"{'':<{width}}  episodes   mIoU  FB-IoU"]
+    lines += [f"{r['name']:<{width}}  {r['episodes']:>8} {r['miou']:6.1f}  {r['fb_iou']:6.1f}" for r in rows]
+    return "\n".join(lines)
+
+
+def without_model(dataset: EpisodeDataset) -> dict[str, Scores]:
+    """Scores all foreground; the first support's mask, copied; and an oracle that marks every object of any class."""
+    names = ("all foreground", "copy the support's mask", "oracle: every object")
+    scores = {name: Scores(dataset.class_ids) for name in names}
+    for index in tqdm(range(len(dataset)), unit="episode", desc="no model"):
+        episode, query = dataset[index], dataset.episodes[index].query
+        objects = np.zeros_like(episode.query_mask)
+        for class_id in dataset.benchmark.classes_in(query):
+            objects |= decode_sample(dataset.benchmark, query, class_id, dataset.image_size)[1]
+        masks = (np.ones_like(objects), episode.support_masks[0], objects)
+        for name, mask in zip(names, masks, strict=True):
+            counts = intersection_and_union(mask, episode.query_mask, episode.query_ignore)
+            scores[name].add(episode.class_id, *counts)
+    return scores
+
+
+def swapped_support(pipeline: DiffewsPipeline, dataset: EpisodeDataset, shots: int) -> dict[str, Scores]:
+    """Shows the model supports of another novel class that the query holds too, and scores against both classes.
+
+    A model that follows its support loses the original class and finds the support's.
+    """
+    pairs = swap_supports(dataset, shots)
+    swapped = EpisodeDataset(dataset.benchmark, EpisodeList(new for _, new in pairs), dataset.image_size)
+    original, shown = Scores(dataset.class_ids), Scores(dataset.class_ids)
+    for index, (old, new) in enumerate(tqdm(pairs, unit="episode", desc="swapped")):
+        group = read_group(swapped, [index])
+        prediction = predict(pipeline, group, shots)[0]
+        shown.add(new.class_id, *intersection_and_union(prediction, group.query_masks[0].numpy()))
+        _, truth, _ = decode_sample(dataset.benchmark, old.query, old.class_id, dataset.image_size)
+        original.add(old.class_id, *intersection_and_union(prediction, truth))
+    return {"swapped support, original class": original, "swapped support, support's class": shown}
+
+
+def swap_supports(dataset: EpisodeDataset, shots: int) -> list[tuple[Episode, Episode]]:
+    """Returns (episode, the same with supports of another novel class in the query) wherever the query has one."""
+    generator, pairs = np.random.default_rng(SWAP_SEED), []
+    for episode in dataset.episodes:
+        others = [
+            class_id
+            for class_id in dataset.benchmark.classes_in(episode.query)
+            if class_id in dataset.class_ids and class_id != episode.class_id
+        ]
+        if not others:
+            continue
+        other = others[generator.integers(len(others))]
+        images = [sample for sample in dataset.benchmark.images[other] if sample != episode.query]
+        if images:
+            supports = tuple(images[i] for i in generator.integers(len(images), size=shots))
+            pairs.append((episode, Episode(other, episode.query, supports)))
+    if not pairs:
+        raise InputError("no query of this list holds two novel classes, so that no support can be swapped")
+    return pairs
+
+
+def _run_row(run: Path) -> dict[str, Any]:
+    result = read_json(run / "result.json")
+    name = f"DiffewS, {result['shots']}-shot"
+    return {"name": name, **{figure: result[figure] for figure in ("episodes", "miou", "fb_iou")}}

@@ -1,0 +1,63 @@
+"""Training checkpoints: complete or not there at all; weights in safetensors, the rest as tensors and numbers."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffews.errors import InputError
+from diffews.files import new_folder, write_atomic
+from diffews.models.unet import DiffewsUNet
+from diffews.models.weights import RECORD
+
+STATE_FILE = "training.pt"
+
+
+def save_checkpoint(
+    out: Path, step: int, unet: DiffewsUNet, state: dict[str, Any], record: dict[str, Any], keep: int
+) -> None:
+    """Writes out/checkpoint-<step>/, a weight dir with training.pt in it, and removes all but the last `keep`."""
+    folder = out / f"checkpoint-{step}"
+    if not folder.exists():
+        with new_folder(folder) as partial:
+            unet.save_pretrained(partial / "unet")
+            write_record(partial, folder, record)
+            torch.save({"step": step, **state}, partial / STATE_FILE)
+    for old in list_checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
+
+
+def save_weight_dir(out: Path, unet: DiffewsUNet, record: dict[str, Any]) -> None:
+    """Writes out/unet/unet/, the layout of the released weights, and what was recorded in training."""
+    write_record(out, out, record)
+    if not (out / "unet").exists():
+        with new_folder(out / "unet") as partial:
+            unet.save_pretrained(partial / "unet")
+
+
+def write_record(folder: Path, place: Path, record: dict[str, Any]) -> None:
+    """Writes diffews.json into a folder that will lie at `place`; a local base is recorded relative to it."""
+    base = str(record["base"])
+    relative = os.path.relpath(Path(base).resolve(), place.resolve()) if Path(base).exists() else base
+    write_atomic(folder / RECORD, json.dumps({**record, "base": relative}, indent=1) + "\n")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Reads a checkpoint's training.pt; tensors and plain values only."""
+    file = folder / STATE_FILE
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file} cannot be read ({reason}); remove {folder} to go on from an earlier one") from None
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """Returns the complete checkpoints, oldest first."""
+    found = [path for path in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    complete = [path for path in found if (path / STATE_FILE).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")))

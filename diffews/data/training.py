@@ -1,0 +1,119 @@
+"""Training episodes: episode i is a function of (seed, i) alone, whatever the workers, ranks and restarts."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
+from diffews.errors import InputError
+
+EPISODE_STREAM, SHOTS_STREAM, NOISE_STREAM = 0, 1, 2  # second word of the seeds, so that streams never meet
+MOST_ATTEMPTS = 100
+
+
+class Source(Protocol):
+    """Where an episode's pictures come from: decoded pixels, or cached latents."""
+
+    def read(self, episode: Episode) -> Tensor | None:
+        """Returns the pictures in the order of `picture_order`, or None if one of the masks is empty."""
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Episodes that are trained on together; P = 2 + 2 n pictures each, in the order of `picture_order`."""
+
+    episodes: list[Episode]
+    indices: list[int]
+    shots: int
+    pictures: Tensor  # uint8 pixels [B, P, 3, S, S], or float32 moments of the VAE's posterior [B, P, 2, 4, h, w]
+
+
+def picture_order(episode: Episode) -> list[tuple[Sample, int | None]]:
+    """Returns query, query mask, supports, support masks as (sample, class of the mask or None for the picture)."""
+    samples, c = episode.supports, episode.class_id
+    return [(episode.query, None), (episode.query, c), *((s, None) for s in samples), *((s, c) for s in samples)]
+
+
+class TrainingEpisodes:
+    """Draws episodes of the training classes.
+
+    pairs: episodes 2k and 2k + 1 share their query picture and ask for two of its classes, with supports of their own.
+    """
+
+    def __init__(self, benchmark: Benchmark, seed: int, pairs: bool = False) -> None:
+        self.seed, self.pairs = seed, pairs
+        self.images = {c: samples for c, samples in benchmark.images.items() if len(set(samples)) > 1}
+        self.skipped = sorted(set(benchmark.class_ids) - set(self.images))
+        if not self.images:
+            raise InputError("no training class has two pictures; an episode needs a query and a support")
+        self.class_ids = sorted(self.images)
+        self.classes_of: dict[Sample, list[int]] = {}
+        for class_id in self.class_ids if pairs else ():
+            for sample in dict.fromkeys(self.images[class_id]):
+                self.classes_of.setdefault(sample, []).append(class_id)
+
+    def shots(self, micro_step: int, most: int) -> int:
+        """Returns the number of supports, 1 .. most, of every episode of a micro-step."""
+        return int(np.random.default_rng([self.seed, SHOTS_STREAM, micro_step]).integers(1, most + 1))
+
+    def draw(self, index: int, shots: int, attempt: int = 0) -> Episode:
+        """Draws episode `index`; a higher attempt gives another one in its place."""
+        leader = index // 2 if self.pairs else index
+        draws = np.random.default_rng([self.seed, EPISODE_STREAM, leader, attempt])
+        class_id = self.class_ids[draws.integers(len(self.class_ids))]
+        query = self.images[class_id][draws.integers(len(self.images[class_id]))]
+        if self.pairs and index % 2:
+            others = [c for c in self.classes_of[query] if c != class_id]
+            class_id = others[draws.integers(len(others))] if others else class_id
+            draws = np.random.default_rng([self.seed, EPISODE_STREAM, leader, attempt, 1])
+        images = self.images[class_id]
+        supports: list[Sample] = []
+        while len(supports) < shots:
+            support = images[draws.integers(len(images))]
+            if support != query:
+                supports.append(support)
+        return Episode(class_id, query, tuple(supports))
+
+    def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """Returns episode `index`'s Gaussian noise for the VAE's posterior, float32."""
+        draws = np.random.default_rng([self.seed, NOISE_STREAM, index])
+        return torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
+
+    def batch(self, source: Source, indices: list[int], shots: int) -> TrainingBatch:
+        """Reads a batch; an episode with an empty mask is drawn again."""
+        drawn = [self._read(source, index, shots) for index in indices]
+        pictures = torch.stack([pictures for _, pictures in drawn])
+        return TrainingBatch([episode for episode, _ in drawn], indices, shots, pictures)
+
+    def _read(self, source: Source, index: int, shots: int) -> tuple[Episode, Tensor]:
+        for attempt in range(MOST_ATTEMPTS):
+            episode = self.draw(index, shots, attempt)
+            pictures = source.read(episode)
+            if pictures is not None:
+                return episode, pictures
+        raise InputError(f"{MOST_ATTEMPTS} episodes in a row have an empty mask at this image size; use a larger one")
+
+
+class PixelSource:
+    """Decodes an episode's pictures; masks become RGB of 0 and 255, so that all are encoded alike."""
+
+    def __init__(self, benchmark: Benchmark, image_size: int) -> None:
+        self.benchmark, self.image_size = benchmark, image_size
+
+    def read(self, episode: Episode) -> Tensor | None:
+        """Returns uint8 [P, 3, S, S]; see `Source`."""
+        decoded = [decode_sample(self.benchmark, s, episode.class_id, self.image_size)
+                   for s in (episode.query, *episode.supports)]  # fmt: skip
+        if not all(mask.any() for _, mask, _ in decoded):
+            return None
+        images = [rgb for rgb, _, _ in decoded]
+        masks = [render_mask_pixels(mask) for _, mask, _ in decoded]
+        return torch.from_numpy(np.stack([images[0], masks[0], *images[1:], *masks[1:]]))
+
+
+def render_mask_pixels(mask: np.ndarray) -> np.ndarray:
+    """Paints a mask (H, W) of {0, 1} as RGB pixels (3, H, W) of {0, 255}, which the VAE sees as {-1, +1}."""
+    return np.repeat(mask[None] * np.uint8(255), 3, axis=0)

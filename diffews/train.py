@@ -1,0 +1,336 @@
+"""Training: both passes in one step, episodes that are a function of (seed, index), exact restarts."""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diffews.adapters import add_lora, make_optimizer, plain_unet
+from diffews.checkpoints import list_checkpoints, load_state, save_checkpoint, save_weight_dir
+from diffews.config import TrainConfig
+from diffews.data.episodes import Benchmark, EpisodeDataset
+from diffews.data.latents import LatentCache
+from diffews.data.loading import stream
+from diffews.data.training import PixelSource, Source, TrainingBatch, TrainingEpisodes
+from diffews.errors import InputError
+from diffews.files import open_run, versions
+from diffews.models.unet import TIMESTEP, DiffewsUNet
+from diffews.models.weights import first_line, hash_files, load_text, load_vae, start_unet, weight_files
+from diffews.pipeline import DiffewsPipeline, to_pixels
+from diffews.report import StepLog, save_loss_curve
+from diffews.validate import eval_mode, validate
+
+LR_END = 1e-7  # where the polynomial decay ends, the reference's value
+UNCHANGED_BY = {  # keys that a resumed run may change, since they do not change the result
+    *("out", "data", "base", "cache", "stop_at", "resume", "checkpoint_every", "keep", "workers", "device", "tracker"),
+    *("validate_every", "validate_episodes", "validate_on", "batch"),
+}
+OUT_OF_MEMORY = (
+    "the GPU is out of memory; turn on, in this order: checkpointing=true, batch=1 with a larger accumulate=, "
+    "cache=DIR, optimizer=adamw8bit, lora=16, a smaller shots="
+)
+
+
+def training_loss(
+    unet: DiffewsUNet, support_latents: Tensor, query_latents: Tensor, mask_latents: Tensor, text: Tensor, shots: int
+) -> Tensor:
+    """Mean squared error between the query's mask latent and the predicted one (paper, section 4.4; x0 = -v).
+
+    support_latents: [B*S, 8, h, w], image and mask latents on channels; query_latents, mask_latents: [B, 4, h, w];
+    text: [1, tokens, C]. Gradients flow through the support pass.
+    """
+    timestep = torch.tensor(TIMESTEP, device=query_latents.device)
+    bank = unet.encode_support(support_latents, timestep, text.expand(len(support_latents), -1, -1), shots)
+    predicted = unet.segment(query_latents, timestep, text.expand(len(query_latents), -1, -1), bank)
+    return F.mse_loss(predicted.float(), mask_latents.float())
+
+
+class TrainingStep(nn.Module):
+    """Both passes inside one forward, as distributed data parallel needs it."""
+
+    def __init__(self, unet: DiffewsUNet, text: Tensor) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text: Tensor
+        self.register_buffer("text", text, persistent=False)
+
+    def forward(self, latents: Tensor, shots: int) -> Tensor:
+        """Loss of a batch of latents [B, P, 4, h, w] in the order of `picture_order`."""
+        query, query_mask = latents[:, 0], latents[:, 1]
+        supports, support_masks = latents[:, 2 : 2 + shots], latents[:, 2 + shots :]
+        pairs = torch.cat([supports, support_masks], dim=2).flatten(0, 1)  # [B*S, 8, h, w]
+        return training_loss(self.unet, pairs, query, query_mask, self.text, shots)
+
+
+@torch.no_grad()
+def encode_moments(vae: AutoencoderKL, rgb: Tensor) -> Tensor:
+    """Mean and standard deviation of the VAE's posterior: uint8 RGB [3, S, S] -> float32 [2, C, h, w].
+
+    One picture at a time, so that cached and fresh latents are the same to the bit.
+    """
+    posterior = vae.encode(to_pixels(rgb[None].to(vae.device)).to(vae.dtype)).latent_dist
+    return torch.cat([posterior.mean, posterior.std]).float()
+
+
+class Trainer:
+    """One training run: what it learns from, what it learns, and where it stands."""
+
+    def __init__(self, config: TrainConfig, benchmark: Benchmark, base: Path) -> None:
+        self.config, self.benchmark, self.base, self.out = config, benchmark, base, Path(str(config.out))
+        torch.set_num_threads(config.threads)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # the reference's recipe
+        self.accelerator = make_accelerator(config, self.out)
+        self.episodes = TrainingEpisodes(benchmark, config.seed, config.pairs)
+        self.step = 0
+        if self.accelerator.is_main_process:
+            open_run(self.out, self.identity())
+            if self.episodes.skipped:
+                print(f"classes with a single picture are skipped: {self.episodes.skipped}")
+        self.accelerator.wait_for_everyone()
+
+        half = {"bf16": torch.bfloat16}.get(
+            self.accelerator.mixed_precision, torch.float32
+        )  # the VAE overflows in fp16
+        self.vae = load_vae(base, half).to(self.accelerator.device)
+        self.text = load_text(base)
+        self.unet = start_unet(base, torch.float32, config.seed).train().requires_grad_(True)
+        if config.lora:
+            add_lora(self.unet, config.lora)
+        if config.checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(
+            config.optimizer,
+            self.parameters,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.schedule = make_schedule(optimizer, config)
+        step = TrainingStep(self.unet, self.text["train"])
+        self.module, self.optimizer = self.accelerator.prepare(step, optimizer)
+        self.ema = EMAModel(self.parameters, decay=config.ema) if config.ema else None
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run that it goes on with."""
+        kept = {name: v for name, v in dataclasses.asdict(self.config).items() if name not in UNCHANGED_BY}
+        lists = json.dumps([(c, [s.name for s in samples]) for c, samples in sorted(self.benchmark.images.items())])
+        unet = self.base / "unet"
+        start = [*unet.glob("*.safetensors"), *unet.glob("*.bin")] or [unet / "config.json"]
+        return {
+            **kept,
+            "global_batch": self.config.batch * self.accelerator.num_processes,
+            "start_sha256": hash_files(sorted(start)),
+            "vae_sha256": hash_files(weight_files(self.base / "vae")),
+            "list_sha256": sha256(lists.encode()).hexdigest(),
+        }
+
+    def source(self) -> Source:
+        """Where pictures come from: the disk, or the latent cache, which is filled first."""
+        config, accelerator = self.config, self.accelerator
+        if config.cache is None:
+            return PixelSource(self.benchmark, config.image_size)
+        side = config.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        vae_sha256 = hash_files(weight_files(self.base / "vae"))
+        latent = (self.vae.config.latent_channels, side, side)
+        cache = LatentCache(Path(config.cache), self.benchmark, config.image_size, vae_sha256, latent)
+        if accelerator.is_main_process:
+            cache.prepare()
+        accelerator.wait_for_everyone()
+        encode = functools.partial(encode_moments, self.vae)
+        cache.fill(encode, config.workers, accelerator.process_index, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        return cache
+
+    def resume(self) -> None:
+        """Goes on from the newest complete checkpoint, if there is any."""
+        checkpoints = list_checkpoints(self.out)
+        if not checkpoints:
+            return
+        state = load_state(checkpoints[-1])
+        if "parameters" in state:
+            with torch.no_grad():
+                for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+                    parameter.copy_(saved)
+        else:
+            saved = DiffewsUNet.from_pretrained(checkpoints[-1] / "unet", local_files_only=True)
+            self.unet.load_state_dict(saved.state_dict())
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
+        self.step = state["step"]
+
+    def record(self) -> dict[str, Any]:
+        """What is kept beside the weights."""
+        named = ("image_size", "benchmark", "fold", "shots", "steps")
+        return {
+            "base": str(self.config.base),
+            **{name: getattr(self.config, name) for name in named},
+            "config": dataclasses.asdict(self.config),
+            "versions": versions(),
+        }
+
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint of this step."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        if self.ema is not None or self.config.lora:  # what is published is not what trains
+            state["parameters"] = [parameter.detach().cpu() for parameter in self.parameters]
+        save_checkpoint(self.out, self.step, self.published(), state, self.record(), self.config.keep)
+
+    def save_weight_dir(self) -> None:
+        """Writes the released layout at the end of training."""
+        save_weight_dir(self.out, self.published(), self.record())
+
+    def validate(self, dataset: EpisodeDataset) -> float:
+        """Returns the mIoU on a list of episodes and draws the first ones into out/validation/."""
+        unet = self.published().to(self.accelerator.device)
+        with eval_mode(unet):
+            pipeline = DiffewsPipeline(unet, self.vae, self.text, self.config.image_size)
+            return validate(
+                pipeline, dataset, self.config.shots, self.out / "validation" / f"step-{self.step:06d}.png"
+            )
+
+    def published(self) -> DiffewsUNet:
+        """The UNet that is evaluated: averaged if `ema` is on, low-rank additions added in."""
+        if self.ema is None and not self.config.lora:
+            return self.unet
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+        plain = plain_unet(self.unet)
+        if self.ema is not None:
+            self.ema.restore(self.parameters)
+        return plain
+
+    def latents(self, batch: TrainingBatch) -> Tensor:
+        """Scaled latents [B, P, 4, h, w] of a batch's pictures: a sample of each posterior, or its mean."""
+        device, pictures = self.accelerator.device, batch.pictures
+        if pictures.dtype == torch.uint8:
+            flat = torch.stack([encode_moments(self.vae, rgb) for rgb in pictures.flatten(0, 1)])
+            pictures = flat.unflatten(0, pictures.shape[:2])
+        mean, deviation = pictures.to(device).unbind(2)
+        if self.config.sample_posterior:
+            noise = torch.stack([self.episodes.noise(index, mean.shape[1:]) for index in batch.indices])
+            mean = mean + deviation * noise.to(device)
+        return mean * self.vae.config.scaling_factor
+
+    def read(self, source: Source, micro_step: int) -> TrainingBatch:
+        """Reads this process's episodes of a micro-step; together the processes take `global_batch` neighbours."""
+        size = self.config.batch
+        first = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
+        shots = self.episodes.shots(micro_step, self.config.shots)
+        return self.episodes.batch(source, list(range(first, first + size)), shots)
+
+    def optimizer_step(self, batches: Iterator[TrainingBatch]) -> float:
+        """Takes `accumulate` batches and one optimizer step; returns their mean loss over all processes."""
+        accelerator, losses = self.accelerator, []
+        for _ in range(self.config.accumulate):
+            batch = next(batches)
+            with accelerator.accumulate(self.module):
+                loss = self.module(self.latents(batch), batch.shots)
+                losses.append(accelerator.gather(loss.detach().reshape(1)).mean())
+                if not math.isfinite(losses[-1]):
+                    names = "; ".join(json.dumps(episode.names()) for episode in batch.episodes)
+                    raise InputError(f"the loss of step {self.step + 1} is {losses[-1]:g}, on the episodes {names}")
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.schedule.step()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        return float(torch.stack(losses).mean())
+
+
+def train(config: TrainConfig, benchmark: Benchmark, base: Path, validation: EpisodeDataset | None = None) -> None:
+    """Trains and leaves out/unet/unet, a weight dir that `diffews eval` takes. See `TrainConfig` for the keys."""
+    run = Trainer(config, benchmark, base)
+    if config.resume:
+        run.resume()
+    elif list_checkpoints(run.out):
+        raise InputError(
+            f"out={run.out} holds checkpoints of this run; go on with resume=latest, or give another out="
+        )
+    source = run.source()
+    is_main = run.accelerator.is_main_process
+    log = StepLog(run.out / "log.jsonl", run.step) if is_main else None
+    run.accelerator.init_trackers("diffews", config={k: str(v) for k, v in dataclasses.asdict(config).items()})
+    last = min(config.steps, config.stop_at or config.steps)
+    micro_steps = range(run.step * config.accumulate, last * config.accumulate)
+    batches = stream(functools.partial(run.read, source), micro_steps, config.workers)
+    episodes_a_step = config.batch * config.accumulate * run.accelerator.num_processes
+    with tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main) as bar:
+        while run.step < last:
+            start, rate = time.perf_counter(), float(run.schedule.get_last_lr()[0])
+            loss = run.optimizer_step(batches)
+            seconds = time.perf_counter() - start
+            shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.1e}", "episodes/s": f"{episodes_a_step / seconds:.1f}"}
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+            run.accelerator.log({"loss": loss, "lr": rate}, step=run.step)
+            if log is not None:
+                log.add(run.step, loss, float(rate))
+            if run.step % config.checkpoint_every == 0 or run.step == last:
+                run.save_checkpoint()
+            if validation is not None and run.step % (config.validate_every or config.steps) == 0:
+                miou = run.validate(validation)
+                run.accelerator.log({f"miou_{config.validate_on}": miou}, step=run.step)
+                bar.write(
+                    f"step {run.step}: mIoU {miou:.2f} on {len(validation)} episodes of {config.validate_on} classes"
+                )
+    if run.step == config.steps and is_main:
+        run.save_weight_dir()
+        save_loss_curve(run.out / "loss.png", log.losses if log else [])
+    run.accelerator.end_training()
+
+
+def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    """Sets up accelerate: processes, mixed precision, accumulation, tracker."""
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "fp16" if torch.cuda.is_available() and config.device != "cpu" else "fp32"
+    try:
+        return Accelerator(
+            mixed_precision={"fp32": "no"}.get(dtype, dtype),
+            gradient_accumulation_steps=config.accumulate,
+            cpu=config.device == "cpu",
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=out,
+        )
+    except (ValueError, ImportError) as error:  # precision that the device lacks, tracker that is not installed
+        raise InputError(f"dtype={config.dtype}, tracker={config.tracker}: {first_line(error)}") from None
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear decay (polynomial of power 1) to 1e-7 as in the reference, or one cycle; both are stepped once a step."""
+    if config.schedule == "one_cycle":
+        pct_start = config.warmup or 0.1
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, config.steps + 1, pct_start=pct_start)
+    warmup = round(config.warmup * config.steps)
+    return get_polynomial_decay_schedule_with_warmup(optimizer, warmup, config.steps, lr_end=LR_END, power=1.0)

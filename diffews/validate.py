@@ -1,0 +1,44 @@
+"""A short evaluation during training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from diffews.data.episodes import EpisodeDataset
+from diffews.evaluate import predict, read_group
+from diffews.metrics import Scores, intersection_and_union
+from diffews.pipeline import DiffewsPipeline
+from diffews.report import panel, save_image
+
+DRAWN = 6  # episodes in the picture
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode, and back."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+def validate(pipeline: DiffewsPipeline, dataset: EpisodeDataset, shots: int, picture: Path) -> float:
+    """Returns the mIoU over the classes drawn, in percent, and writes a picture of the first episodes' panels."""
+    scores, panels = Scores(dataset.class_ids), []
+    for index in range(len(dataset)):
+        group = read_group(dataset, [index])
+        prediction = predict(pipeline, group, shots)[0]
+        truth = group.query_masks[0].numpy()
+        ignore = None if group.query_ignore is None else group.query_ignore[0].numpy()
+        scores.add(dataset.episodes[index].class_id, *intersection_and_union(prediction, truth, ignore))
+        if index < DRAWN:
+            images = group.support_rgb.permute(0, 2, 3, 1).numpy()
+            pairs = list(zip(images, group.support_masks.numpy(), strict=True))
+            panels.append(panel(pairs, group.query_rgb[0].permute(1, 2, 0).numpy(), prediction, truth))
+    save_image(picture, np.vstack(panels))
+    return scores.running_miou()
