@@ -1,7 +1,5 @@
 """Training checkpoints: complete or not there at all; weights in safetensors, the rest as tensors and numbers."""
 
-import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -10,9 +8,9 @@ from typing import Any
 import torch
 
 from diffews.errors import InputError
-from diffews.files import new_folder, write_atomic
+from diffews.files import new_folder
 from diffews.models.unet import DiffewsUNet
-from diffews.models.weights import RECORD
+from diffews.models.weights import write_record
 
 STATE_FILE = "training.pt"
 
@@ -37,13 +35,6 @@ def save_weight_dir(out: Path, unet: DiffewsUNet, record: dict[str, Any]) -> Non
     if not (out / "unet").exists():
         with new_folder(out / "unet") as partial:
             unet.save_pretrained(partial / "unet")
-
-
-def write_record(folder: Path, place: Path, record: dict[str, Any]) -> None:
-    """Writes diffews.json into a folder that will lie at `place`; a local base is recorded relative to it."""
-    base = str(record["base"])
-    relative = os.path.relpath(Path(base).resolve(), place.resolve()) if Path(base).exists() else base
-    write_atomic(folder / RECORD, json.dumps({**record, "base": relative}, indent=1) + "\n")
 
 
 def load_state(folder: Path) -> dict[str, Any]:

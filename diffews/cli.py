@@ -14,6 +14,7 @@ from diffews.config import (
     BaselinesConfig,
     EpisodesConfig,
     EvalConfig,
+    ExportConfig,
     InitBaseConfig,
     MakeShapesConfig,
     SegmentConfig,
@@ -142,6 +143,17 @@ def open_test_set(config: EvalConfig | BaselinesConfig, fold: int, image_size: i
     )
 
 
+def run_export(config: ExportConfig) -> None:
+    """Writes weights in another precision."""
+    require(config, "weight", "out")
+    source = find_weights(str(config.weight), config.base)
+    from diffews.device import torch_dtype
+    from diffews.models.convert import export_weights
+
+    export_weights(source, Path(str(config.out)), torch_dtype(config.dtype))
+    print(f"wrote {config.out}")
+
+
 def run_make_shapes(config: MakeShapesConfig) -> None:
     """Writes the shapes benchmark."""
     require(config, "out")
@@ -170,6 +182,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "baselines": (BaselinesConfig, run_baselines),
     "episodes": (EpisodesConfig, run_episodes),
     "init-base": (InitBaseConfig, run_init_base),
+    "export": (ExportConfig, run_export),
     "make-shapes": (MakeShapesConfig, run_make_shapes),
     "make-tiny-base": (TinyBaseConfig, run_make_tiny_base),
 }

@@ -126,6 +126,16 @@ class InitBaseConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Write trained weights as a small folder to hand on: unet/unet in half precision, and what was recorded."""
+
+    weight: str | None = key(None, "weight dir or checkpoint")
+    base: str | None = key(None, "the base to record; by default the one that the weight dir names")
+    out: str | None = key(None, "folder to write; must not exist")
+    dtype: str = key("fp16", "precision in which the weights are stored", DTYPES)
+
+
+@dataclass
 class TrainConfig(BenchmarkKeys):
     """Train a UNet on the classes that are not the fold's; the defaults are the reference's recipe."""
 

@@ -23,7 +23,7 @@ from diffews.masks import scores_and_limit
 from diffews.metrics import Scores, bootstrap_miou, intersection_and_union
 from diffews.models.weights import WeightSource, hash_weights
 from diffews.pipeline import DiffewsPipeline, build_pipeline, to_pixels
-from diffews.report import panel, save_image
+from diffews.report import panel, save_grid, save_image
 
 Record = dict[str, Any]  # {"index", "class_id", "query", "supports", "inter": [bg, fg], "union": [bg, fg]}
 
@@ -94,6 +94,9 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
                 records.append(_count(group, predictions, dataset))
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)
                 bar.update(len(records) - bar.n)
+    if config.pictures:
+        files = [file for index in range(len(dataset)) for file in _picture_file(config, out, index)]
+        save_grid([file for file in files if file.is_file()], out / "pictures.png")
     seconds, fresh = time.perf_counter() - start, len(records) - done
     result = {
         **summarize(records.records[: len(dataset)], dataset),

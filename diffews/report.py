@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from diffews.files import write_atomic
+from diffews.images import open_rgb
 
 PREDICTION_COLOUR = (220, 50, 47)  # RGB
 SUPPORT_COLOUR = (38, 100, 210)
@@ -32,6 +33,16 @@ def panel(
     tiles += [query, overlay(query, prediction), overlay(query, truth, TRUTH_COLOUR)]
     gap = np.full((query.shape[0], max(2, query.shape[1] // 32), 3), 255, np.uint8)
     return np.hstack([part for tile in tiles for part in (tile, gap)][:-1])
+
+
+def save_grid(files: Sequence[Path], path: Path, least_height: int = 128) -> None:
+    """Stacks panels of one size in two columns; small ones are enlarged to at least `least_height` pixels."""
+    panels = [np.asarray(open_rgb(file)) for file in files]
+    factor = max(1, least_height // panels[0].shape[0])
+    panels = [np.kron(image, np.ones((factor, factor, 1), np.uint8)) for image in panels]
+    framed = [cv2.copyMakeBorder(image, 4, 4, 8, 8, cv2.BORDER_CONSTANT, value=(255,) * 3) for image in panels]
+    framed += [np.full_like(framed[0], 255)] * (len(framed) % 2)
+    save_image(path, np.vstack([np.hstack(framed[i : i + 2]) for i in range(0, len(framed), 2)]))
 
 
 def save_image(path: Path, image: np.ndarray) -> None:

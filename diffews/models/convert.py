@@ -1,4 +1,4 @@
-"""Turns a plain Stable Diffusion folder into a base."""
+"""Turns a plain Stable Diffusion folder into a base, and trained weights into a folder to hand on."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,17 @@ import torch
 
 from diffews.errors import InputError
 from diffews.files import new_folder
-from diffews.models.weights import BASE_FILES, check_base, encode_empty_prompt, load_vae, resolve, start_unet
+from diffews.models.weights import (
+    BASE_FILES,
+    WeightSource,
+    check_base,
+    encode_empty_prompt,
+    load_unet,
+    load_vae,
+    resolve,
+    start_unet,
+    write_record,
+)
 from diffews.pipeline import DiffewsPipeline
 
 
@@ -25,3 +35,12 @@ def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -
         pipeline.save_pretrained(folder)
         for part in ("text_encoder", "tokenizer"):  # the reference's own code reads these
             shutil.copytree(source / part, folder / part)
+
+
+def export_weights(source: WeightSource, out: Path, dtype: torch.dtype) -> None:
+    """Writes a weight dir's or checkpoint's UNet as `out`/unet/unet in the given precision, with its record."""
+    if out.exists():
+        raise InputError(f"out={out} exists; remove it or give another")
+    with new_folder(out) as folder:
+        load_unet(source.unet, dtype).save_pretrained(folder / "unet" / "unet")
+        write_record(folder, out, {**source.record, "base": str(source.base)})

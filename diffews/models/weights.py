@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffews.errors import InputError
+from diffews.files import write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -308,6 +309,13 @@ def hash_files(paths: Sequence[Path]) -> str:
 def relative_base(base: Path, folder: Path) -> str:
     """Returns how a weight dir records its base: relative to itself, so that both can move together."""
     return os.path.relpath(base.resolve(), folder.resolve())
+
+
+def write_record(folder: Path, place: Path, record: dict[str, Any]) -> None:
+    """Writes diffews.json into a folder that will lie at `place`; a local base is recorded relative to it."""
+    base = str(record["base"])
+    relative = os.path.relpath(Path(base).resolve(), place.resolve()) if Path(base).exists() else base
+    write_atomic(folder / RECORD, json.dumps({**record, "base": relative}, indent=1) + "\n")
 
 
 def first_line(error: BaseException) -> str:
