@@ -12,9 +12,9 @@ from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, decode_s
 from diffews.device import exact_arithmetic, pick_device, torch_dtype
 from diffews.errors import InputError
 from diffews.evaluate import predict, read_group
-from diffews.files import write_atomic
+from diffews.files import read_json, write_atomic
 from diffews.metrics import Scores, intersection_and_union
-from diffews.models.weights import WeightSource, read_json
+from diffews.models.weights import WeightSource
 from diffews.pipeline import DiffewsPipeline, build_pipeline
 
 SWAP_SEED = 0

@@ -1,6 +1,7 @@
 """The command line: `diffews COMMAND [config=FILE] [key=value ...]`. Torch is imported when a command needs it."""
 
 import errno
+import os
 import re
 import sys
 import warnings
@@ -18,13 +19,14 @@ from diffews.config import (
     InitBaseConfig,
     MakeShapesConfig,
     SegmentConfig,
+    TableConfig,
     TinyBaseConfig,
     TrainConfig,
     describe,
     load,
     require,
 )
-from diffews.data import load_benchmark, open_benchmark
+from diffews.data import BENCHMARKS, check_fold, load_benchmark, open_benchmark
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError, nearest
 from diffews.models.weights import BASE_FILES, WeightSource, check_base, check_image_size, find_weights, resolve
@@ -34,7 +36,7 @@ from diffews.segment import find_queries, segment
 def run_eval(config: EvalConfig) -> None:
     """Checks what can be checked without torch, evaluates, and prints the figures."""
     source = find_weights(config.weight or default_weight(config.fold), config.base)
-    fold = config.fold if config.fold is not None else fold_of(source)
+    fold = find_fold(config, source)
     dataset = open_test_set(config, fold, source.image_size(config.image_size))
     dataset.check_files()
     out = Path(config.out or Path("results") / source.path.name / f"{config.benchmark}_fold{fold}_{config.shots}shot")
@@ -62,6 +64,8 @@ def run_episodes(config: EpisodesConfig) -> None:
         splits=config.splits,
         episodes=config.episodes,
     )
+    if config.save:
+        dataset.episodes.save(Path(config.save))
     print(dataset.episodes.to_json())
 
 
@@ -120,7 +124,7 @@ def run_train(config: TrainConfig) -> None:
 def run_baselines(config: BaselinesConfig) -> None:
     """Prints a table of figures that put a model's into proportion."""
     source = find_weights(config.weight or default_weight(config.fold), config.base)
-    fold = config.fold if config.fold is not None else fold_of(source)
+    fold = find_fold(config, source)
     dataset = open_test_set(config, fold, source.image_size(config.image_size))
     dataset.check_files()
 
@@ -140,7 +144,16 @@ def open_test_set(config: EvalConfig | BaselinesConfig, fold: int, image_size: i
         splits=config.splits,
         episodes=config.episodes,
         drawn_shots=config.drawn_shots,
+        episodes_file=config.episodes_file,
     )
+
+
+def run_table(config: TableConfig) -> None:
+    """Prints tables of finished evaluations."""
+    require(config, "runs")
+    from diffews.tables import table
+
+    print(table([Path(run) for run in config.runs], config.format))
 
 
 def run_export(config: ExportConfig) -> None:
@@ -180,6 +193,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "segment": (SegmentConfig, run_segment),
     "train": (TrainConfig, run_train),
     "baselines": (BaselinesConfig, run_baselines),
+    "table": (TableConfig, run_table),
     "episodes": (EpisodesConfig, run_episodes),
     "init-base": (InitBaseConfig, run_init_base),
     "export": (ExportConfig, run_export),
@@ -196,6 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words)
     except InputError as error:
         message = str(error)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()
+        return 0
     except OSError as error:
         cure = "; free some space and run the same command again" if error.errno in FULL else ""
         message = f"{error.filename or 'writing'}: {error.strerror or error}{cure}"
@@ -237,11 +254,13 @@ def default_weight(fold: int | None) -> str:
     return str(CHECKOUT / "weight" / "tiny" / f"shapes_fold{fold or 0}")
 
 
-def fold_of(source: WeightSource) -> int:
-    """Reads the fold from `_fold<N>` in the weight dir's name, or from what training recorded."""
-    named = re.search(r"_fold(\d+)", source.path.resolve().name)
-    if named:
-        return int(named[1])
-    if "fold" in source.record:
-        return int(source.record["fold"])
-    raise InputError(f"weight={source.path} does not end in _fold<N>; say which classes are novel with fold=N")
+def find_fold(config: EvalConfig | BaselinesConfig, source: WeightSource) -> int:
+    """Returns the fold that was asked for, else `_fold<N>` of the weight dir's name, else the one that was trained."""
+    if config.fold is not None or BENCHMARKS[config.benchmark][2] == 0:
+        return config.fold or 0
+    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
+    fold = int(named[1]) if named else source.record.get("fold")
+    if fold is None:
+        raise InputError(f"weight={source.path} does not end in _fold<N>; say which classes are novel with fold=N")
+    check_fold(config.benchmark, fold)
+    return fold

@@ -66,6 +66,7 @@ class ModelKeys:
 class EvalConfig(BenchmarkKeys, ModelKeys):
     """Evaluate weights on few-shot episodes; an interrupted run goes on where it stopped."""
 
+    episodes_file: str | None = key(None, "evaluate the list that `diffews episodes save=FILE` wrote")
     episodes: int | None = key(None, "evaluate the first N episodes of the list; all by default", least=1)
     drawn_shots: int | None = key(
         None, "draw the list for so many shots and use the first; same queries for all", least=1
@@ -86,6 +87,7 @@ class EvalConfig(BenchmarkKeys, ModelKeys):
 class BaselinesConfig(BenchmarkKeys, ModelKeys):
     """Score what needs no model (all foreground, a copied mask, every object), and a model with swapped supports."""
 
+    episodes_file: str | None = key(None, "use the list that `diffews episodes save=FILE` wrote")
     episodes: int | None = key(None, "the first N episodes of the list; all by default", least=1)
     drawn_shots: int | None = key(
         None, "draw the list for so many shots and use the first; same queries for all", least=1
@@ -101,6 +103,7 @@ class EpisodesConfig(BenchmarkKeys):
 
     fold: int | None = key(0, "fold whose classes are novel", least=0)
     episodes: int | None = key(None, "the first N episodes of the list; all by default", least=1)
+    save: str | None = key(None, "also write the list with its hash as JSON, for episodes_file=")
 
 
 @dataclass
@@ -123,6 +126,14 @@ class InitBaseConfig:
     out: str | None = key(None, "base to write; must not exist")
     allow_bin: bool = key(False, "read pickled .bin weights (tensors only) where there is no safetensors file")
     dtype: str = key("fp32", "precision in which the base is stored", DTYPES)
+
+
+@dataclass
+class TableConfig:
+    """Collect finished evaluations into the paper's tables, beside the published figures."""
+
+    runs: list[str] = key([], "folders of `diffews eval`: DIR,DIR,...")
+    format: str = key("md", "md, csv or latex", ("md", "csv", "latex"))
 
 
 @dataclass
@@ -294,7 +305,7 @@ def _literal(text: str) -> str:
 
 def _read_yaml(file: str) -> dict[str, Any]:
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file))
+        content = OmegaConf.to_container(OmegaConf.load(file))  # ${...} is taken as it stands
     except FileNotFoundError:
         raise InputError(f"config={file}: no such file") from None
     except Exception as error:  # yaml's errors have no common base with omegaconf's

@@ -28,8 +28,9 @@ def device_name(device: torch.device) -> str:
 
 
 def exact_arithmetic(threads: int) -> None:
-    """Fixes what rounding depends on: the number of CPU threads, and no TF32 or chosen-by-timing kernels on a GPU."""
-    torch.set_num_threads(threads)
+    """Fixes what rounding depends on: the number of CPU threads (0: as torch has it), no TF32, no timed kernels."""
+    if threads:
+        torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True

@@ -18,9 +18,9 @@ from diffews.data.episodes import EpisodeDataset
 from diffews.data.loading import stream
 from diffews.device import device_name, exact_arithmetic, pick_device, torch_dtype
 from diffews.errors import InputError
-from diffews.files import open_run, versions, write_atomic
+from diffews.files import check_run, open_run, versions, write_atomic
 from diffews.masks import scores_and_limit
-from diffews.metrics import Scores, bootstrap_miou, intersection_and_union
+from diffews.metrics import Scores, bootstrap_samples, intersection_and_union, interval
 from diffews.models.weights import WeightSource, hash_weights
 from diffews.pipeline import DiffewsPipeline, build_pipeline, to_pixels
 from diffews.report import panel, save_grid, save_image
@@ -75,7 +75,7 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
         "threshold": config.threshold,
         "threshold_rule": config.threshold_rule,
     }
-    open_run(out, identity)
+    check_run(out, identity)
     records = Records(out / "episodes.jsonl", dataset, config.batch)
     groups = [
         group
@@ -86,6 +86,7 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
     if groups:
         exact_arithmetic(config.threads)
         pipeline = build_pipeline(source, torch_dtype(config.dtype), device, config.allow_bin)
+        open_run(out, identity)  # now that the weights are known to load
         start = time.perf_counter()
         with tqdm(total=len(dataset), initial=done, unit="episode") as bar:
             for group in stream(functools.partial(read_group, dataset), groups, config.workers):
@@ -134,11 +135,12 @@ def summarize(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
     for record in records:
         scores.add(record["class_id"], record["inter"], record["union"])
     inter, union = (np.array([record[part][1] for record in records]) for part in ("inter", "union"))
-    interval = bootstrap_miou([record["class_id"] for record in records], dataset.class_ids, inter, union)
+    samples = bootstrap_samples([record["class_id"] for record in records], dataset.class_ids, inter, union)
     return {
         "miou": scores.miou(),
-        "miou_interval": interval,
+        "miou_interval": list(interval(samples)),
         "fb_iou": scores.fb_iou(),
+        "class_ids": list(dataset.class_ids),
         "per_class": {dataset.class_names[class_id]: iou for class_id, iou in scores.per_class().items()},
         "episodes": len(records),
         "episodes_sha256": dataset.episodes.sha256,

@@ -3,12 +3,15 @@
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from diffews import __version__
 from diffews.errors import InputError
@@ -41,9 +44,41 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.rename(path)
+    except SafetensorError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        number = re.search(r"os error (\d+)", str(error))  # a full disk, said in Rust
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); replace or remove it") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds {type(content).__name__}, not a JSON object")
+    return content
+
+
+def check_run(out: Path, identity: dict[str, Any]) -> None:
+    """Raises InputError as `open_run` would, and writes nothing."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file; give a folder")
+    identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
+    if (out / "run.json").is_file():
+        earlier = read_json(out / "run.json")
+        differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)]
+        if differ:
+            changes = ", ".join(f"{k}: {_short(earlier.get(k))} there, {_short(identity.get(k))} now" for k in differ)
+            raise InputError(f"{out} holds another run ({changes}); give another folder")
+    elif out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):  # left by a kill
+        raise InputError(f"{out} is not empty and holds no run of this program; give another folder")
 
 
 def open_run(out: Path, identity: dict[str, Any]) -> None:
@@ -55,19 +90,10 @@ def open_run(out: Path, identity: dict[str, Any]) -> None:
         InputError: when `out` holds another run (naming the keys that differ), or something else.
 
     """
+    check_run(out, identity)
     out.mkdir(parents=True, exist_ok=True)
-    file = out / "run.json"
-    identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-    if file.is_file():
-        earlier = json.loads(file.read_text())
-        differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)]
-        if differ:
-            changes = ", ".join(f"{k}: {_short(earlier.get(k))} there, {_short(identity.get(k))} now" for k in differ)
-            raise InputError(f"out={out} holds another run ({changes}); give another out=")
-    elif any(not path.name.endswith(".partial") for path in out.iterdir()):  # a killed process may leave those
-        raise InputError(f"out={out} is not empty and holds no run of this program; give another out=")
-    else:
-        write_atomic(file, json.dumps(identity, indent=1) + "\n")
+    if not (out / "run.json").is_file():
+        write_atomic(out / "run.json", json.dumps(identity, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:

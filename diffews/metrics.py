@@ -56,14 +56,14 @@ class Scores:
         return float(np.mean(100 * inter / np.maximum(union, 1)))
 
 
-def bootstrap_miou(
+def bootstrap_samples(
     episode_classes: Sequence[int],
     class_ids: Sequence[int],
     inter: np.ndarray,
     union: np.ndarray,
     resamples: int = 1000,
-) -> tuple[float, float]:
-    """95 % interval of the mIoU in percent, from resampling episodes with replacement (seed 0).
+) -> np.ndarray:
+    """Returns the mIoU in percent of `resamples` lists of episodes, drawn with replacement (seed 0).
 
     inter, union: foreground counts (episodes,).
     """
@@ -75,5 +75,10 @@ def bootstrap_miou(
         drawn = generator.integers(len(inter), size=len(inter))
         weights = np.bincount(drawn, minlength=len(inter)).astype(np.float64)
         means.append(100 * np.mean((weights @ by_class_inter) / np.maximum(weights @ by_class_union, 1)))
-    low, high = np.percentile(means, [2.5, 97.5])
+    return np.array(means)
+
+
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """Returns the 95 % interval of bootstrap samples."""
+    low, high = np.percentile(samples, [2.5, 97.5])
     return float(low), float(high)

@@ -121,7 +121,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
         """
         size = self._check_size(image_size)
-        image_sets, mask_sets = _as_sets(images), _as_sets(masks)
+        image_sets, mask_sets = _as_sets(images, 3), _as_sets(masks, 2)
         shots = len(image_sets[0])
         if shots == 0:
             raise InputError("no support image; give at least one")
@@ -170,7 +170,7 @@ class DiffewsPipeline(DiffusionPipeline):
         """
         size = self._check_size(image_size)
         bank = self.check_inputs(bank, support_images, support_masks, threshold, threshold_rule, size, batch)
-        pictures = _as_list(queries)
+        pictures = _as_list(queries, 3)
         if bank.batch not in (1, len(pictures)):
             raise InputError(
                 f"{len(pictures)} queries for a bank of {bank.batch} support sets; give one set, or one each"
@@ -258,21 +258,17 @@ def to_pixels(rgb: Tensor) -> Tensor:
     return rgb.float() / 255 * 2 - 1
 
 
-def _as_list(images: Any) -> list[Any]:
-    """One picture, a batch (4 dimensions) or a list of pictures -> list of pictures."""
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4):
-        return [images]
-    return list(images)
+def _as_list(pictures: Any, dimensions: int) -> list[Any]:
+    """One picture or mask, an array or tensor of several, or a list -> list; one has `dimensions` dimensions."""
+    if isinstance(pictures, np.ndarray | Tensor):
+        return [pictures] if pictures.ndim <= dimensions else list(pictures)
+    return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
 
 
-def _as_sets(images: Any) -> list[list[Any]]:
-    """One picture, a list or a batch of pictures, or a list of lists -> list of support sets."""
-    if isinstance(images, np.ndarray | Tensor) and images.ndim == 3 and 3 not in (images.shape[0], images.shape[-1]):
-        return [list(images)]  # masks of several shots (S, H, W)
-    items = _as_list(images)
-    if items and isinstance(items[0], list | tuple):
-        return [list(item) for item in items]
-    return [items]
+def _as_sets(pictures: Any, dimensions: int) -> list[list[Any]]:
+    """One picture, a list, or a list of lists -> list of support sets."""
+    items = _as_list(pictures, dimensions)
+    return [list(item) for item in items] if items and isinstance(items[0], list | tuple) else [items]
 
 
 def _to_array(picture: ImageInput) -> np.ndarray:
@@ -290,7 +286,7 @@ def _prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, i
         raise InputError(f"a picture of shape {array.shape}; give (height, width, 3) or (3, height, width)")
     if array.dtype == np.uint8:
         return _prepare_image(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size)
-    if not np.issubdtype(array.dtype, np.floating) or array.min() < -1 or array.max() > 1:
+    if not np.issubdtype(array.dtype, np.floating) or not (array.min() >= -1 and array.max() <= 1):
         raise InputError(
             f"a picture of {array.dtype} in [{array.min()}, {array.max()}]; give uint8 or float in [-1, 1]"
         )

@@ -29,7 +29,7 @@ from diffews.data.training import PixelSource, Source, TrainingBatch, TrainingEp
 from diffews.errors import InputError
 from diffews.files import open_run, versions
 from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.weights import first_line, hash_files, load_text, load_vae, start_unet, weight_files
+from diffews.models.weights import first_line, hash_files, load_text, load_unet, load_vae, start_unet, weight_files
 from diffews.pipeline import DiffewsPipeline, to_pixels
 from diffews.report import StepLog, save_loss_curve
 from diffews.validate import eval_mode, validate
@@ -167,8 +167,7 @@ class Trainer:
                 for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
                     parameter.copy_(saved)
         else:
-            saved = DiffewsUNet.from_pretrained(checkpoints[-1] / "unet", local_files_only=True)
-            self.unet.load_state_dict(saved.state_dict())
+            self.unet.load_state_dict(load_unet(checkpoints[-1] / "unet", torch.float32).state_dict())
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None:

@@ -9,18 +9,24 @@ from diffews.errors import InputError, nearest
 if TYPE_CHECKING:
     from diffews.data.episodes import Benchmark, EpisodeDataset
 
-BENCHMARKS = {  # name -> module and class
-    "coco20i": "diffews.data.coco20i:Coco20i",
+BENCHMARKS = {  # name -> module, class, number of folds (0: no folds, any number is taken)
+    "coco20i": ("coco20i", "Coco20i", 4),
+    "pascal5i": ("pascal5i", "Pascal5i", 4),
+    "coco2pascal": ("pascal5i", "CocoToPascal", 4),
+    "fss1000": ("fss1000", "Fss1000", 0),
+    "lvis92i": ("lvis92i", "Lvis92i", 10),
+    "paco_part": ("paco_part", "PacoPart", 4),
+    "pascal_part": ("pascal_part", "PascalPart", 4),
 }
-FOLDS = {"coco20i": 4}
 SPLITS = ("test", "train", "val")
 SPLITS_SOURCES = ("auto", "folder", "builtin")
 
 
 def check_fold(benchmark: str, fold: int) -> None:
     """Raises InputError for a fold that the benchmark does not have."""
-    if benchmark in FOLDS and not 0 <= fold < FOLDS[benchmark]:
-        raise InputError(f"fold={fold}: {benchmark} has the folds 0 to {FOLDS[benchmark] - 1}")
+    folds = BENCHMARKS[benchmark][2]
+    if folds and not 0 <= fold < folds:
+        raise InputError(f"fold={fold}: {benchmark} has the folds 0 to {folds - 1}")
 
 
 def load_benchmark(
@@ -33,6 +39,7 @@ def load_benchmark(
     splits: str = "auto",
     episodes: int | None = None,
     drawn_shots: int | None = None,
+    episodes_file: str | Path | None = None,
 ) -> "EpisodeDataset":
     """Opens a benchmark as a data set of decoded episodes.
 
@@ -41,28 +48,38 @@ def load_benchmark(
         on the training pictures, and "val" the training classes on the test pictures, drawn in the same way.
     episodes: keep the first N of them.
     drawn_shots: draw the list for so many shots and keep the first `shots` supports of each episode.
+    episodes_file: take this list, as `EpisodeList.save` wrote it, instead of drawing one.
 
     Raises:
         InputError: for a name, fold, split or number of shots that does not exist, or lists that cannot be read.
 
     """
-    from diffews.data.episodes import EpisodeDataset
+    from diffews.data.episodes import EpisodeDataset, EpisodeList
 
     if shots < 1:
         raise InputError(f"shots={shots} must be at least 1")
-    benchmark = open_benchmark(name, root, fold, split, splits)
-    drawn = benchmark.draw(drawn_shots or shots).first_shots(shots)
+    listed = EpisodeList.load(Path(episodes_file)) if episodes_file else None
+    drawn_shots = listed.shots if listed is not None else drawn_shots or shots
+    if drawn_shots < shots:
+        raise InputError(f"shots={shots}, but the episodes are drawn for {drawn_shots}")
+    benchmark = open_benchmark(name, root, fold, split, splits, drawn_shots)
+    drawn = (benchmark.draw(drawn_shots) if listed is None else listed).first_shots(shots)
+    unknown = {episode.class_id for episode in drawn} - set(benchmark.class_ids)
+    if unknown:
+        raise InputError(f"{episodes_file}: class {min(unknown)} is not in the {split} split of {name}, fold {fold}")
     if episodes is not None and episodes > len(drawn):
         raise InputError(f"episodes={episodes}: {name} has {len(drawn)} episodes")
     return EpisodeDataset(benchmark, drawn, image_size, episodes)
 
 
-def open_benchmark(name: str, root: str | Path, fold: int, split: str, splits: str = "auto") -> "Benchmark":
+def open_benchmark(
+    name: str, root: str | Path, fold: int, split: str, splits: str = "auto", shots: int = 1
+) -> "Benchmark":
     """Opens a benchmark's classes and image lists; see `load_benchmark`."""
     if name not in BENCHMARKS:
         raise InputError(f"benchmark={name!r} is not one of {', '.join(BENCHMARKS)}{nearest(name, BENCHMARKS)}")
     check_fold(name, fold)
     if split not in SPLITS:
         raise InputError(f"split={split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
-    module, _, cls = BENCHMARKS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)(Path(root), fold, split, splits)
+    module, cls, _ = BENCHMARKS[name]
+    return getattr(importlib.import_module(f"diffews.data.{module}"), cls)(Path(root), fold, split, splits, shots)

@@ -1,12 +1,11 @@
 """COCO-20i: 80 classes in 4 folds; fold f tests the classes f, f + 4, f + 8, ... on val2014."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from diffews.data.episodes import Benchmark, Episode, EpisodeList, LegacyDraws, Picture, Sample
-from diffews.data.lists import ClassLists, read_class_lists
+from diffews.data.lists import ClassLists, read_class_lists, read_json_file
 from diffews.errors import InputError
 from diffews.images import open_mask, open_rgb
 
@@ -28,8 +27,8 @@ CLASS_NAMES = [  # in the order of the sorted COCO category ids
 class Coco20i(Benchmark):
     """COCO-20i in the layout of datasets/README.md; masks are class-index PNGs (0 background, class + 1)."""
 
-    def __init__(self, root: Path, fold: int, split: str, splits: str = "auto") -> None:
-        self.root = root / "COCO2014" if (root / "COCO2014").is_dir() or root.name != "COCO2014" else root
+    def __init__(self, root: Path, fold: int, split: str, splits: str = "auto", shots: int = 1) -> None:
+        self.root = self.find_root(root, "COCO2014")
         self.fold, self.splits = fold, splits
         self.class_names = dict(enumerate(self._read_class_names()))
         self.class_ids = [c for c in range(len(CLASS_NAMES)) if (c % FOLDS == fold) == (split == "test")]
@@ -44,12 +43,8 @@ class Coco20i(Benchmark):
         draws, episodes = LegacyDraws(), []
         for _ in range(TEST_EPISODES):
             class_id = draws.choice(self.class_ids)
+            self.check_classes([class_id])
             images = self.images[class_id]
-            if len(set(images)) < 2:
-                raise InputError(
-                    f"class {class_id} ({self.class_names[class_id]}) has {len(set(images))} image in the lists "
-                    f"of fold {self.fold}; an episode needs a query and another image"
-                )
             query = draws.choice(images)
             episodes.append(Episode(class_id, query, draws.supports(images, query, shots)))
         return EpisodeList(episodes)
@@ -79,7 +74,7 @@ class Coco20i(Benchmark):
         file = self.root / "classes.json"
         if not file.is_file():
             return CLASS_NAMES
-        names = json.loads(file.read_text())
+        names = read_json_file(file)
         if not isinstance(names, list) or len(names) != len(CLASS_NAMES):
             raise InputError(f"{file} does not list {len(CLASS_NAMES)} class names")
         return names

@@ -12,7 +12,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from PIL import Image
 
+from diffews.data.lists import read_json_file
 from diffews.errors import InputError
+from diffews.files import write_atomic
 from diffews.images import normalize, resize_image
 from diffews.masks import resize_mask
 
@@ -22,9 +24,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a benchmark, by the name that the reference prints."""
+    """One picture of a benchmark, by the name that the reference prints; of part benchmarks, one object in it."""
 
     name: str
+    object_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,40 @@ class EpisodeList(Sequence[Episode]):
         """Returns the same queries with the first `shots` supports of each."""
         return EpisodeList(replace(episode, supports=episode.supports[:shots]) for episode in self)
 
+    @property
+    def shots(self) -> int:
+        """Supports of each episode."""
+        return len(self[0].supports)
+
     def to_json(self) -> str:
         """Returns the list as JSON: [[class_id, query, [supports]], ...]."""
         return json.dumps([episode.names() for episode in self])
+
+    def save(self, path: Path) -> None:
+        """Writes the list with its hash, and the objects of part benchmarks, as JSON."""
+        objects = [[e.query.object_id, [s.object_id for s in e.supports]] for e in self]
+        content = {"sha256": self.sha256, "episodes": [episode.names() for episode in self], "objects": objects}
+        write_atomic(path, json.dumps(content) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "EpisodeList":
+        """Reads what `save` wrote; a list that does not have its hash is an error."""
+        content = read_json_file(path)
+        try:
+            episodes = cls(
+                Episode(class_id, Sample(query, q_object), tuple(map(Sample, supports, s_objects)))
+                for (class_id, query, supports), (q_object, s_objects) in zip(
+                    content["episodes"], content["objects"], strict=True
+                )
+            )
+            whole = len(episodes) > 0 and len({len(episode.supports) for episode in episodes}) == 1
+            if not whole:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path} is no list of episodes; `diffews episodes save=FILE` writes one") from None
+        if episodes.sha256 != content.get("sha256"):
+            raise InputError(f"{path}: the episodes do not have the hash that the file says; it was changed")
+        return episodes
 
     @property
     def sha256(self) -> str:
@@ -107,7 +141,7 @@ class Benchmark(ABC):
     """One data set: its classes, the images of each, how test episodes are drawn, how a sample is decoded."""
 
     fold: int
-    class_ids: list[int]  # of the fold
+    class_ids: list[int]  # of the split: the fold's novel classes in the test split
     class_names: dict[int, str]
     images: dict[int, list[Sample]]  # of each class, in the order that the published episodes need
 
@@ -126,6 +160,22 @@ class Benchmark(ABC):
     @abstractmethod
     def decode(self, sample: Sample, class_id: int) -> Picture:
         """Reads a sample's picture and its mask of the class."""
+
+    @staticmethod
+    def find_root(root: Path, name: str) -> Path:
+        """Returns root/name, or root itself where it is the benchmark's own folder."""
+        return root / name if (root / name).is_dir() or root.name != name else root
+
+    def check_classes(self, class_ids: Iterable[int]) -> None:
+        """Raises InputError for a class with a single image, which would leave no support."""
+        for class_id in class_ids:
+            count = len({sample.name for sample in self.images[class_id]})
+            if count < 2:
+                name = self.class_names[class_id]
+                raise InputError(
+                    f"class {class_id} ({name}) has {count} image in the lists of fold {self.fold}; "
+                    "an episode needs a query and another image"
+                )
 
     def check_files(self, samples: Iterable[Sample]) -> None:
         """Raises InputError if a file of these samples is not there; decodes nothing."""

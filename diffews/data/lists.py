@@ -19,7 +19,7 @@ def read_class_lists(folder: Path, fold: int, splits: str, builtin: Callable[[],
     files = [] if splits == "builtin" else [folder / f"fold{fold}{suffix}" for suffix in (".json", ".pkl")]
     for file in files:
         if file.is_file():
-            return _as_class_lists(_read_json(file) if file.suffix == ".json" else read_pickle(file), file)
+            return _as_class_lists(read_plain(file), file)
     if splits == "folder":
         raise InputError(f"splits=folder, but there is neither {files[0]} nor {files[1].name}")
     return builtin()
@@ -43,9 +43,43 @@ def read_pickle(file: Path) -> Any:
         ) from None
 
 
-def _read_json(file: Path) -> Any:
+def read_json_file(file: Path) -> Any:
+    """Reads a JSON file."""
     try:
         return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error})") from None
+
+
+def read_plain(file: Path) -> Any:
+    """Reads a JSON file or a pickle of plain data."""
+    return read_json_file(file) if file.suffix == ".json" else read_pickle(file)
+
+
+def read_table(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """Reads `name`.json, else `name`.pkl, of a folder -> the file and what it holds."""
+    for file in (folder / f"{name}.json", folder / f"{name}.pkl"):
+        if file.is_file():
+            table = read_plain(file)
+            if not isinstance(table, dict):
+                raise InputError(f"{file} holds {type(table).__name__}, not a dictionary")
+            return file, table
+    raise InputError(f"{folder / name}.pkl does not exist (nor .json); see datasets/README.md")
+
+
+def split_file(file: Path, builtin: Path, splits: str) -> Path:
+    """Returns the data folder's list or the built-in one, as `splits` says (see `read_class_lists`)."""
+    if splits != "builtin" and file.is_file():
+        return file
+    if splits == "folder":
+        raise InputError(f"splits=folder, but there is no {file}")
+    return Path(__file__).parent / "splits" / builtin
+
+
+def read_lines(file: Path) -> list[str]:
+    """Reads the lines of a text file that are not empty."""
+    try:
+        return [line.strip() for line in file.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error})") from None
 

@@ -16,6 +16,7 @@ from diffews.models.weights import (
     load_vae,
     resolve,
     start_unet,
+    weight_files,
     write_record,
 )
 from diffews.pipeline import DiffewsPipeline
@@ -29,6 +30,7 @@ def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -
     if out.exists():
         raise InputError(f"out={out} exists; remove it or give another")
     source = check_base(resolve(sd, BASE_FILES), f"sd={sd}")
+    weight_files(source / "unet", allow_bin)  # a UNet without weights is no Stable Diffusion
     unet = start_unet(source, dtype, allow_bin=allow_bin)
     pipeline = DiffewsPipeline(unet, load_vae(source, dtype, allow_bin), encode_empty_prompt(source, allow_bin))
     with new_folder(out) as folder:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffews.errors import InputError
-from diffews.files import write_atomic
+from diffews.files import read_json, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> 
     """Finds the base: as given (folder or hub id), as recorded, or one of two names beside the weight dir."""
     if base is not None:
         return check_base(resolve(str(base)), f"base={base}")
-    beside = folder.resolve().parent
+    beside = Path(os.path.abspath(folder)).parent  # of a link itself, not of what it points to
     candidates = [beside / "base", beside / DEFAULT_BASE]
     if "base" in record:
         recorded = folder / record["base"]
@@ -97,17 +97,6 @@ def resolve(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's errors have no common base class
         raise InputError(f"{name} is no folder and could not be fetched from the hub ({first_line(error)})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds {type(content).__name__}, not a JSON object")
-    return content
 
 
 def vae_factor(base: Path) -> int:
@@ -155,7 +144,7 @@ def start_unet(base: Path, dtype: "torch.dtype", seed: int = 0, allow_bin: bool 
             return unet
     else:
         torch.manual_seed(seed)
-        unet = DiffewsUNet.from_config(read_json(folder / "config.json")).to(dtype)
+        unet = DiffewsUNet.from_config(read_json(folder / "config.json"))
     unet.start_support_stem()
     return unet
 
@@ -176,7 +165,11 @@ def load_module(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", all
 
 def _load(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", allow_bin: bool) -> tuple[Any, list[str]]:
     """Loads a diffusers module -> the module and the names of the tensors that the file lacks."""
+    from diffusers.utils import logging
+
     file = weight_files(folder, allow_bin)[0]
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would warn of is checked below
     try:
         module, info = cls.from_pretrained(
             str(folder),
@@ -191,6 +184,12 @@ def _load(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", allow_bin
         raise InputError(f"{folder / 'config.json'}: {error}") from error
     except Exception as error:  # diffusers and safetensors raise many kinds for a damaged or foreign file
         raise InputError(f"{file} does not load into {cls.__name__} ({first_line(error)})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    unexpected = sorted(info["unexpected_keys"])
+    if unexpected:
+        config = folder / "config.json"
+        raise InputError(f"{file} holds {len(unexpected)} tensors that {config} has no place for, as {unexpected[0]}")
     return module, sorted(info["missing_keys"])
 
 

@@ -1,0 +1,250 @@
+"""What the tests share: the golden folders, tiny real models, and the command line as a function."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub: no test reaches for the network
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from diffews import DiffewsPipeline, DiffewsUNet, load_pipeline
+from diffews.cli import main
+
+for library in (diffusers, transformers):
+    library.utils.logging.enable_propagation()  # their warnings reach caplog
+torch.set_num_threads(1)  # more can be many times slower on shared cores
+
+DATA = Path(__file__).parent / "data"
+SIZE = 64  # pixels; the goldens were made at this size
+TINY_UNET = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64, 64, 64),
+    "layers_per_block": 1,
+    "cross_attention_dim": 24,
+    "attention_head_dim": [2, 4, 4, 4],
+    "norm_num_groups": 8,
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    yield
+    torch.set_num_threads(1)  # commands set the number that their `threads` key says
+
+
+# ---- goldens: made by the reference implementation on a tiny random model and synthetic pictures ----
+
+
+@pytest.fixture(scope="session")
+def goldens(tmp_path_factory) -> Path:
+    """The golden weight dir, base and COCO folder, unpacked; never written to."""
+    folder = tmp_path_factory.mktemp("goldens")
+    with zipfile.ZipFile(DATA / "goldens_coco.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expected() -> Callable[[str], SimpleNamespace]:
+    """What the reference gave: expected("unet").json and .npz."""
+
+    def read(name: str) -> SimpleNamespace:
+        file = DATA / "expected" / name
+        arrays = dict(np.load(file.with_suffix(".npz"))) if file.with_suffix(".npz").exists() else {}
+        return SimpleNamespace(json=json.loads(file.with_suffix(".json").read_text()), npz=arrays)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def weight(goldens) -> Path:
+    return goldens / "weight" / "coco_fold0"
+
+
+@pytest.fixture(scope="session")
+def base(goldens) -> Path:
+    return goldens / "weight" / "tiny-random-base"
+
+
+@pytest.fixture(scope="session")
+def coco(goldens) -> Path:
+    return goldens / "coco20i_mini"
+
+
+# ---- copies of them that a test may damage ----
+
+
+@pytest.fixture
+def own_weight(weight, tmp_path) -> Path:
+    """The golden weight dir; name and layout are those of the released weights."""
+    return shutil.copytree(weight, tmp_path / "own" / "coco_fold0")
+
+
+@pytest.fixture
+def own_base(base, tmp_path) -> Path:
+    return shutil.copytree(base, tmp_path / "own" / "tiny-random-base")
+
+
+@pytest.fixture
+def own_coco(coco, tmp_path) -> Path:
+    return shutil.copytree(coco, tmp_path / "own" / "coco")
+
+
+# ---- accidents ----
+
+
+class RunsCode:
+    """What an attacker would pickle: loading it with `pickle.load` makes the marker file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.marker), "w"))
+
+
+@pytest.fixture(scope="session")
+def runs_code() -> type[RunsCode]:
+    return RunsCode
+
+
+@pytest.fixture(scope="session")
+def largest_file() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """with largest_file(100): no file grows beyond 100 bytes; writing more is a real OSError, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
+
+
+# ---- models ----
+
+
+@pytest.fixture(scope="session")
+def pipe(weight, base) -> DiffewsPipeline:
+    """The golden model, working at 64 px; never changed."""
+    loaded = load_pipeline(weight, base)
+    return DiffewsPipeline(loaded.unet, loaded.vae, loaded.text, image_size=SIZE)
+
+
+@pytest.fixture
+def unet() -> DiffewsUNet:
+    """A tiny random UNet with a support stem of its own."""
+    torch.manual_seed(0)
+    model = DiffewsUNet(**TINY_UNET).eval()
+    torch.nn.init.normal_(model.conv_in_ref.weight, std=0.1)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_unet_config() -> dict:
+    return TINY_UNET
+
+
+# ---- pictures ----
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """picture(seed, width, height): smooth random colours, so that a resize means something."""
+
+    def make(seed: int, width: int = SIZE, height: int = SIZE) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def square_mask() -> Callable[..., np.ndarray]:
+    """square_mask(width, height): bool (height, width), the middle quarter is set."""
+
+    def make(width: int = SIZE, height: int = SIZE) -> np.ndarray:
+        mask = np.zeros((height, width), bool)
+        mask[height // 4 : -height // 4, width // 4 : -width // 4] = True
+        return mask
+
+    return make
+
+
+# ---- the command line ----
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., Outcome]:
+    """run("eval", "shots=1"): the command in this process (torch is loaded already), its output caught."""
+
+    def call(*words: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def refused(run, caplog) -> Callable[..., str]:
+    """refused(*words): runs bad input; checks exit code 2 and one clear line on stderr, which it returns."""
+
+    def call(*words: object) -> str:
+        outcome = run(*words)
+        assert outcome.code == 2, outcome
+        assert outcome.out == ""
+        lines = [line for line in outcome.err.splitlines() if line.strip() and not re.match(r" *\d+%\|", line)]
+        assert len(lines) == 1, outcome.err  # beside the progress bar's
+        assert lines[0].startswith("diffews: error: ")
+        assert not caplog.messages  # which diffusers' and transformers' loggers would print, too
+        return lines[0].removeprefix("diffews: error: ")
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def golden_words(weight, base, coco) -> list[str]:
+    """The command line of the golden evaluation, fold 0 and 1-shot; `out` and `episodes` are still to be said."""
+    return ["eval", f"weight={weight}", f"base={base}", f"data={coco}", f"image_size={SIZE}", "workers=0"]
+
+
+@pytest.fixture(scope="session")
+def finished(golden_words, tmp_path_factory) -> Path:
+    """The folder of a finished golden evaluation: 16 episodes, masks, pictures of the first 2; never written to."""
+    out = tmp_path_factory.mktemp("finished")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = main([*golden_words, f"out={out}", "episodes=16", "save_masks=true", "pictures=2"])
+    assert code == 0
+    return out
