@@ -153,7 +153,7 @@ def run_table(config: TableConfig) -> None:
     require(config, "runs")
     from diffews.tables import table
 
-    print(table([Path(run) for run in config.runs], config.format))
+    print(table([Path(run) for run in config.runs], config.format, config.setting))
 
 
 def run_export(config: ExportConfig) -> None:

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffews.data import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.errors import InputError, nearest
 from diffews.masks import THRESHOLD_RULES, check_threshold
+from diffews.published import SETTINGS
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DTYPES = ("fp32", "bf16", "fp16")
@@ -133,7 +134,8 @@ class TableConfig:
     """Collect finished evaluations into the paper's tables, beside the published figures."""
 
     runs: list[str] = key([], "folders of `diffews eval`: DIR,DIR,...")
-    format: str = key("md", "md, csv or latex", ("md", "csv", "latex"))
+    format: str = key("md", "how the tables are written", ("md", "csv", "latex"))
+    setting: str = key("all", "which published rows: novel classes unseen, or seen in training", SETTINGS)
 
 
 @dataclass

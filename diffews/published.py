@@ -6,6 +6,9 @@ PAPER = "DiffewS paper (arXiv 2410.02369)"
 SANSA = "quoted for DiffewS by SANSA (arXiv 2505.21795)"
 
 
+SETTINGS = ("all", "strict", "in-context")
+
+
 @dataclass(frozen=True)
 class Published:
     """A row of a published table: per number of shots the figure of each fold, if printed, and the mean as printed."""

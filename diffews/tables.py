@@ -15,7 +15,7 @@ from diffews.data import BENCHMARKS, load_benchmark
 from diffews.errors import InputError
 from diffews.files import read_json
 from diffews.metrics import bootstrap_samples, interval
-from diffews.published import PUBLISHED
+from diffews.published import PUBLISHED, Published
 
 PROTOCOL = ("image_size", "episodes", "threshold", "threshold_rule", "dtype", "list", "metric")  # alike in one mean
 METRIC = "mIoU over the fold's classes"
@@ -37,10 +37,10 @@ class Run:
     protocol: dict[str, Any]
 
 
-def table(folders: Sequence[Path], style: str) -> str:
+def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
     """Returns one table for each benchmark that was run: published rows, our rows, and differences to the paper's.
 
-    style: "md", "csv" or "latex". Raises InputError for runs that cannot stand in one mean, naming what differs.
+    style: "md", "csv" or "latex". setting: which published rows, "strict", "in-context" or "all". Raises InputError for runs that cannot stand in one mean, naming what differs.
     """
     runs = [read_run(folder) for folder in folders]
     taken: dict[tuple[str, str, int, int], Run] = {}
@@ -55,11 +55,11 @@ def table(folders: Sequence[Path], style: str) -> str:
         shots = sorted({run.shots for run in own})
         folds = max(1, BENCHMARKS[benchmark][2])
         header = ["method", *(f"{n}-shot {f}" for n in shots for f in [*(f"F{i}" for i in range(folds)), "mean"])]
-        rows = [_published_row(entry.method, entry.setting, entry.figures, shots, folds) + [entry.source]
-                for entry in PUBLISHED if entry.benchmark == benchmark]  # fmt: skip
+        published = [e for e in PUBLISHED if e.benchmark == benchmark and setting in ("all", e.setting)]
+        rows = [_published_row(entry, shots, folds) for entry in published]
         for method in dict.fromkeys(run.method for run in own):
-            rows += _own_rows(method, [run for run in own if run.method == method], shots, folds)
-        notes = [e.note for e in PUBLISHED if e.benchmark == benchmark and e.note] + [f"ours: {_protocol_note(own)}"]
+            rows += _own_rows(method, [run for run in own if run.method == method], published, shots, folds)
+        notes = [entry.note for entry in published if entry.note] + [f"ours: {_protocol_note(own)}"]
         parts.append(STYLES[style](benchmark, [*header, "source"], rows, notes))
     return "\n\n".join(parts)
 
@@ -97,7 +97,7 @@ def _list_name(result: dict[str, Any]) -> str:
     return "published" if same else "not the published one"
 
 
-def _own_rows(method: str, runs: list[Run], shots: list[int], folds: int) -> list[Row]:
+def _own_rows(method: str, runs: list[Run], published: list[Published], shots: list[int], folds: int) -> list[Row]:
     for run in runs[1:]:
         differ = [k for k in PROTOCOL if run.protocol.get(k) != runs[0].protocol.get(k)]
         if differ:
@@ -113,25 +113,26 @@ def _own_rows(method: str, runs: list[Run], shots: list[int], folds: int) -> lis
         cells.append("" if mean is None else _with_interval(mean, np.mean([run.samples for run in complete], axis=0)))
         figures[count] = ([run.miou if run else None for run in have], mean)
     rows = [[f"{method} (ours)", *cells, "measured here"]]
-    for entry in PUBLISHED:
-        if entry.benchmark == runs[0].benchmark and entry.method.startswith("DiffewS"):
-            differences: Row = []
-            for count in shots:
-                theirs, their_mean = entry.figures.get(count, ((), None))
-                for fold, value in enumerate(figures[count][0]):
-                    differences.append(_difference(value, theirs[fold] if theirs else None))
-                differences.append(_difference(figures[count][1], their_mean))
-            rows.append([f"{method} minus {entry.method}, {entry.setting}", *differences, "difference"])
+    for entry in published:
+        if not entry.method.startswith("DiffewS"):
+            continue
+        differences: Row = []
+        for count in shots:
+            theirs, their_mean = entry.figures.get(count, ((), None))
+            for fold, value in enumerate(figures[count][0]):
+                differences.append(_difference(value, theirs[fold] if theirs else None))
+            differences.append(_difference(figures[count][1], their_mean))
+        rows.append([f"{method} minus {entry.method}, {entry.setting}", *differences, "difference"])
     return rows
 
 
-def _published_row(method: str, setting: str, figures: dict, shots: list[int], folds: int) -> Row:
-    cells = [f"{method}, {setting}"]
+def _published_row(entry: Published, shots: list[int], folds: int) -> Row:
+    cells = [f"{entry.method}, {entry.setting}"]
     for count in shots:
-        theirs, mean = figures.get(count, ((), None))
+        theirs, mean = entry.figures.get(count, ((), None))
         cells += [f"{value:.1f}" for value in theirs] or [""] * folds
         cells.append("" if mean is None else f"{mean:.1f}")
-    return cells
+    return [*cells, entry.source]
 
 
 def _with_interval(value: float, samples: np.ndarray) -> str:
