@@ -40,7 +40,11 @@ class Run:
 def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
     """Returns one table for each benchmark that was run: published rows, our rows, and differences to the paper's.
 
-    style: "md", "csv" or "latex". setting: which published rows, "strict", "in-context" or "all". Raises InputError for runs that cannot stand in one mean, naming what differs.
+    style: "md", "csv" or "latex". setting: which published rows, "strict", "in-context" or "all".
+
+    Raises:
+        InputError: for runs that cannot stand in one mean, naming what differs.
+
     """
     runs = [read_run(folder) for folder in folders]
     taken: dict[tuple[str, str, int, int], Run] = {}
