@@ -17,6 +17,7 @@ from diffews.config import (
     EvalConfig,
     ExportConfig,
     InitBaseConfig,
+    ListKeys,
     MakeShapesConfig,
     SegmentConfig,
     TableConfig,
@@ -29,7 +30,15 @@ from diffews.config import (
 from diffews.data import BENCHMARKS, check_fold, load_benchmark, open_benchmark
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError, nearest
-from diffews.models.weights import BASE_FILES, WeightSource, check_base, check_image_size, find_weights, resolve
+from diffews.models.weights import (
+    BASE_FILES,
+    DEFAULT_IMAGE_SIZE,
+    WeightSource,
+    check_base,
+    check_image_size,
+    find_weights,
+    resolve,
+)
 from diffews.segment import find_queries, segment
 
 
@@ -56,14 +65,7 @@ def run_eval(config: EvalConfig) -> None:
 
 def run_episodes(config: EpisodesConfig) -> None:
     """Prints the list; stdout is the JSON and nothing else."""
-    dataset = load_benchmark(
-        config.benchmark,
-        config.data,
-        config.fold or 0,
-        shots=config.shots,
-        splits=config.splits,
-        episodes=config.episodes,
-    )
+    dataset = open_test_set(config, config.fold or 0, image_size=DEFAULT_IMAGE_SIZE)
     if config.save:
         dataset.episodes.save(Path(config.save))
     print(dataset.episodes.to_json())
@@ -133,7 +135,7 @@ def run_baselines(config: BaselinesConfig) -> None:
     print(baselines_table(config, dataset, source))
 
 
-def open_test_set(config: EvalConfig | BaselinesConfig, fold: int, image_size: int) -> EpisodeDataset:
+def open_test_set(config: ListKeys, fold: int, image_size: int) -> EpisodeDataset:
     """Opens the test episodes that a config names."""
     return load_benchmark(
         config.benchmark,
@@ -254,7 +256,7 @@ def default_weight(fold: int | None) -> str:
     return str(CHECKOUT / "weight" / "tiny" / f"shapes_fold{fold or 0}")
 
 
-def find_fold(config: EvalConfig | BaselinesConfig, source: WeightSource) -> int:
+def find_fold(config: ListKeys, source: WeightSource) -> int:
     """Returns the fold that was asked for, else `_fold<N>` of the weight dir's name, else the one that was trained."""
     if config.fold is not None or BENCHMARKS[config.benchmark][2] == 0:
         return config.fold or 0

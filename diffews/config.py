@@ -1,31 +1,15 @@
-"""Typed settings: dataclass defaults, then a YAML file, then key=value; later ones win, unknown keys are errors."""
+"""The settings of every command; `diffews COMMAND --help` is made from them."""
 
-import types
-import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from dataclasses import dataclass
 
 from diffews.data import BENCHMARKS, SPLITS_SOURCES, check_fold
-from diffews.errors import InputError, nearest
+from diffews.keys import CHECKOUT, describe, key, load, require
 from diffews.masks import THRESHOLD_RULES, check_threshold
 from diffews.published import SETTINGS
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+__all__ = ["CHECKOUT", "describe", "key", "load", "require"]
+
 DTYPES = ("fp32", "bf16", "fp16")
-Config = TypeVar("Config")
-
-
-def key(default: Any, text: str, choices: Iterable[str | None] = (), least: float | None = None) -> Any:
-    """Declares one setting: default, meaning (with its unit), allowed words, smallest number."""
-    metadata = {"text": text, "choices": tuple(choices), "least": least}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -39,6 +23,22 @@ class BenchmarkKeys:
         None, "fold whose classes are novel; by default the N of `_fold<N>` in the weight's name", least=0
     )
     shots: int = key(1, "support images of an episode", least=1)
+
+    def check(self) -> None:
+        """Raises InputError for a fold that the benchmark does not have."""
+        if self.fold is not None:
+            check_fold(self.benchmark, self.fold)
+
+
+@dataclass
+class ListKeys(BenchmarkKeys):
+    """Which list of test episodes."""
+
+    episodes: int | None = key(None, "use the first N episodes of the list; all by default", least=1)
+    episodes_file: str | None = key(None, "use the list that `diffews episodes save=FILE` wrote")
+    drawn_shots: int | None = key(
+        None, "draw the list for so many shots and use the first; same queries for all", least=1
+    )
 
 
 @dataclass
@@ -62,16 +62,15 @@ class ModelKeys:
         "reference", "maximum over RGB (released code), of the mean image (paper), or none", THRESHOLD_RULES
     )
 
+    def check(self) -> None:
+        """Raises InputError for a threshold that cannot be."""
+        check_threshold(self.threshold, self.threshold_rule)
+
 
 @dataclass
-class EvalConfig(BenchmarkKeys, ModelKeys):
+class EvalConfig(ListKeys, ModelKeys):
     """Evaluate weights on few-shot episodes; an interrupted run goes on where it stopped."""
 
-    episodes_file: str | None = key(None, "evaluate the list that `diffews episodes save=FILE` wrote")
-    episodes: int | None = key(None, "evaluate the first N episodes of the list; all by default", least=1)
-    drawn_shots: int | None = key(
-        None, "draw the list for so many shots and use the first; same queries for all", least=1
-    )
     out: str | None = key(None, "folder for episodes.jsonl and result.json; by default results/<weight>/<settings>")
     batch: int = key(
         1, "episodes computed at once; 1 is exact, more may flip pixels that sit on the threshold", least=1
@@ -85,25 +84,19 @@ class EvalConfig(BenchmarkKeys, ModelKeys):
 
 
 @dataclass
-class BaselinesConfig(BenchmarkKeys, ModelKeys):
+class BaselinesConfig(ListKeys, ModelKeys):
     """Score what needs no model (all foreground, a copied mask, every object), and a model with swapped supports."""
 
-    episodes_file: str | None = key(None, "use the list that `diffews episodes save=FILE` wrote")
-    episodes: int | None = key(None, "the first N episodes of the list; all by default", least=1)
-    drawn_shots: int | None = key(
-        None, "draw the list for so many shots and use the first; same queries for all", least=1
-    )
     runs: list[str] = key([], "folders of `diffews eval` to show in the same table")
     out: str | None = key(None, "JSON file for the figures; none by default")
     threads: int = key(1, "CPU threads of the model", least=1)
 
 
 @dataclass
-class EpisodesConfig(BenchmarkKeys):
+class EpisodesConfig(ListKeys):
     """Print the test episodes as JSON: [[class_id, query, [supports]], ...]."""
 
     fold: int | None = key(0, "fold whose classes are novel", least=0)
-    episodes: int | None = key(None, "the first N episodes of the list; all by default", least=1)
     save: str | None = key(None, "also write the list with its hash as JSON, for episodes_file=")
 
 
@@ -212,123 +205,3 @@ class TinyBaseConfig:
     seed: int = key(0, "of weights, crops and the text embedding", least=0)
     steps: int = key(2500, "optimizer steps of each of the two stages", least=1)
     batch: int = key(12, "crops in a step, a quarter of them masks", least=4)
-
-
-def load(config_class: type[Config], arguments: Sequence[str]) -> Config:
-    """Builds a config from `key=value` words; `config=FILE` names a YAML file that comes before them.
-
-    Raises:
-        InputError: for an unknown key (naming the nearest one), a wrong type, or a value out of range.
-
-    """
-    known = {item.name: item for item in fields(config_class)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    files: list[str] = []
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if not equals:
-            raise InputError(f"{argument!r} is not key=value")
-        if name == "config":
-            files.append(text)
-        else:
-            values[name] = _parse(text, known[name]) if name in known else text
-    merged = OmegaConf.structured(config_class)
-    sources = [(str(file), _read_yaml(file)) for file in files] + [("command line", values)]
-    for source, content in sources:
-        for name, value in content.items():
-            if name not in known:
-                raise InputError(f"{source}: unknown key {name!r}{nearest(str(name), known)}")
-            try:
-                merged = OmegaConf.merge(merged, {name: value})
-            except OmegaConfBaseException:
-                raise InputError(f"{source}: {name}={value!r} is not {_type_name(known[name])}") from None
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise InputError(str(error).splitlines()[0]) from None
-    _check(config, known)
-    return config
-
-
-def require(config: object, *names: str) -> None:
-    """Raises InputError for the first of these keys that has no value."""
-    for name in names:
-        if getattr(config, name) in (None, "", []):
-            raise InputError(f"{name}= is missing; {fields_of(config)[name].metadata['text']}")
-
-
-def fields_of(config: object) -> dict[str, Field]:
-    """Returns the declared settings of a config or config class by name."""
-    return {item.name: item for item in fields(config)}  # type: ignore[arg-type]
-
-
-def describe(config_class: type) -> str:
-    """Returns the --help text: what the command does, and every key with its meaning and default."""
-    lines = [(config_class.__doc__ or "").strip(), "", "  config=FILE  YAML file of the keys below; key=value wins"]
-    for name, item in fields_of(config_class).items():
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        words = item.metadata["choices"]
-        shown = f"  {name}={_show(default)}  {item.metadata['text']}"
-        lines.append(shown + (f" ({' | '.join(map(str, filter(None, words)))})" if words else ""))
-    return "\n".join(lines)
-
-
-def _show(default: Any) -> str:
-    if isinstance(default, str) and default.startswith(str(CHECKOUT)):
-        return str(Path(default).relative_to(CHECKOUT))
-    return "" if default in (None, []) else str(default).lower() if isinstance(default, bool) else str(default)
-
-
-def _types(item: Field) -> tuple[Any, ...]:
-    hint = item.type
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _type_name(item: Field) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-    return names.get(_types(item)[0], "a list")
-
-
-def _parse(text: str, item: Field) -> Any:
-    """Reads a command-line value as the key's type says; texts are taken as they stand."""
-    kind = _types(item)[0]
-    if text == "null" and type(None) in _types(item):
-        return None
-    if kind is str:
-        return _literal(text)
-    if typing.get_origin(kind) is list:
-        return [_literal(word) for word in text.split(",") if word]
-    return text
-
-
-def _literal(text: str) -> str:
-    return text.replace("${", r"\${")  # a path is no interpolation
-
-
-def _read_yaml(file: str) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file))  # ${...} is taken as it stands
-    except FileNotFoundError:
-        raise InputError(f"config={file}: no such file") from None
-    except Exception as error:  # yaml's errors have no common base with omegaconf's
-        raise InputError(f"config={file} is no YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"config={file} holds no keys")
-    return {str(name): value for name, value in content.items()}
-
-
-def _check(config: Any, known: dict[str, Field]) -> None:
-    for name, item in known.items():
-        value = getattr(config, name)
-        choices, least = item.metadata["choices"], item.metadata["least"]
-        if choices and value not in choices:
-            words = [word for word in choices if word]
-            raise InputError(f"{name}={value!r} is not one of {', '.join(words)}{nearest(str(value), words)}")
-        if least is not None and value is not None and value < least:
-            raise InputError(f"{name}={value} must be at least {least}")
-    if isinstance(config, EvalConfig | BaselinesConfig) and (config.drawn_shots or config.shots) < config.shots:
-        raise InputError(f"drawn_shots={config.drawn_shots} must be at least shots={config.shots}")
-    if isinstance(config, ModelKeys):
-        check_threshold(config.threshold, config.threshold_rule)
-    if isinstance(config, BenchmarkKeys) and config.fold is not None:
-        check_fold(config.benchmark, config.fold)
