@@ -13,12 +13,14 @@ from diffews import __version__
 from diffews.config import (
     CHECKOUT,
     BaselinesConfig,
+    CheckConfig,
     EpisodesConfig,
     EvalConfig,
     ExportConfig,
     InitBaseConfig,
     ListKeys,
     MakeShapesConfig,
+    PrepareConfig,
     SegmentConfig,
     TableConfig,
     TinyBaseConfig,
@@ -28,7 +30,7 @@ from diffews.config import (
     require,
 )
 from diffews.data import BENCHMARKS, check_fold, load_benchmark, open_benchmark
-from diffews.data.episodes import EpisodeDataset
+from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.errors import InputError, nearest
 from diffews.models.weights import (
     BASE_FILES,
@@ -98,22 +100,21 @@ def run_train(config: TrainConfig) -> None:
     """Trains a UNet."""
     require(config, "base", "out")
     base = check_base(resolve(str(config.base), BASE_FILES), f"base={config.base}")
-    fold = config.fold or 0
     check_image_size(config.image_size, base)
-    benchmark = open_benchmark(config.benchmark, config.data, fold, "train", config.splits)
+    benchmark = open_training_set(config)
     benchmark.check_files(dict.fromkeys(s for samples in benchmark.images.values() for s in samples))
     validation = None
     if config.validate_every is not None:
-        split = {"seen": "val", "novel": "test"}[config.validate_on]
         validation = load_benchmark(
             config.benchmark,
             config.data,
-            fold,
-            split,
-            config.shots,
-            config.image_size,
-            config.splits,
-            config.validate_episodes,
+            fold=config.fold or 0,
+            split={"seen": "val", "novel": "test"}[config.validate_on],
+            shots=config.shots,
+            image_size=config.image_size,
+            splits=config.splits,
+            episodes=config.validate_episodes,
+            **config.options(),
         )
         validation.check_files()
 
@@ -121,6 +122,65 @@ def run_train(config: TrainConfig) -> None:
 
     train(config, benchmark, base, validation)
     print(f"written to {config.out}")
+
+
+def open_training_set(config: TrainConfig) -> Benchmark:
+    """Opens the training classes of a benchmark, or of the mix that is asked for."""
+    if not config.mix:
+        return open_benchmark(
+            config.benchmark, config.data, config.fold, "train", config.splits, config.shots, **config.options()
+        )
+    from diffews.data.mix import Mix, parse_mix
+
+    return Mix(
+        [
+            (name, weight, open_benchmark(name, config.data, None, "train", config.splits, config.shots))
+            for name, weight in parse_mix(config.mix)
+        ]
+    )
+
+
+def run_prepare(config: PrepareConfig) -> int:
+    """Makes masks and lists, and checks them."""
+    from diffews.data import prepare
+
+    workers = config.workers or os.cpu_count() or 1
+    good = True
+    if config.benchmark == "coco20i":
+        for part in config.parts or ["train2014", "val2014"]:
+            report, names = prepare.prepare_and_check_coco(
+                Path(config.data), part, config.rasterizer, workers, config.least_pixels
+            )
+            print(report.report(names))
+            good = good and report.good
+    elif config.benchmark == "lvis92i":
+        root = Benchmark.find_root(Path(config.data), "LVIS")
+        for part in config.parts or ["train", "val"]:
+            print(f"wrote {prepare.prepare_lvis(root, part)}")
+        print("not checked: the order of the published lists is not known, so that episodes may differ from theirs")
+    else:
+        require(config, "sbd")
+        root = Benchmark.find_root(Path(config.data), "VOC2012")
+        count = prepare.prepare_pascal(root, Path(str(config.sbd)), workers)
+        print(f"{count} masks in {root / 'SegmentationClassAug'}; test them with `diffews check benchmark=pascal5i`")
+    return 0 if good else 1
+
+
+def run_check(config: CheckConfig) -> int:
+    """Tests a data folder."""
+    from diffews.data.check import check_folder
+
+    workers, good = config.workers or os.cpu_count() or 1, True
+    for split in config.parts:
+        fold = config.fold if config.fold is not None else 0
+        benchmark = open_benchmark(
+            config.benchmark, config.data, fold, split, config.splits, config.shots, **config.options()
+        )
+        report = check_folder(benchmark, split, workers)
+        print("\n".join(report.lines))
+        good = good and report.good
+    print("the folder is good" if good else "the folder is NOT good")
+    return 0 if good else 1
 
 
 def run_baselines(config: BaselinesConfig) -> None:
@@ -147,6 +207,7 @@ def open_test_set(config: ListKeys, fold: int, image_size: int) -> EpisodeDatase
         episodes=config.episodes,
         drawn_shots=config.drawn_shots,
         episodes_file=config.episodes_file,
+        **config.options(),
     )
 
 
@@ -190,11 +251,13 @@ def run_make_tiny_base(config: TinyBaseConfig) -> None:
     print(f"wrote {out}")
 
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "eval": (EvalConfig, run_eval),
     "segment": (SegmentConfig, run_segment),
     "train": (TrainConfig, run_train),
     "baselines": (BaselinesConfig, run_baselines),
+    "prepare": (PrepareConfig, run_prepare),
+    "check": (CheckConfig, run_check),
     "table": (TableConfig, run_table),
     "episodes": (EpisodesConfig, run_episodes),
     "init-base": (InitBaseConfig, run_init_base),
@@ -238,7 +301,7 @@ def _run(words: list[str]) -> int:
         if any(word in ("-h", "--help") for word in words[1:]):
             print(f"diffews {command} [config=FILE] [key=value ...]\n\n{describe(config_class)}")
         else:
-            run(load(config_class, words[1:]))
+            return run(load(config_class, words[1:])) or 0
     return 0
 
 

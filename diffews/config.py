@@ -1,8 +1,9 @@
 """The settings of every command; `diffews COMMAND --help` is made from them."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from diffews.data import BENCHMARKS, SPLITS_SOURCES, check_fold
+from diffews.data import BENCHMARKS, RASTERIZERS, SPLITS_SOURCES, check_fold
 from diffews.keys import CHECKOUT, describe, key, load, require
 from diffews.masks import THRESHOLD_RULES, check_threshold
 from diffews.published import SETTINGS
@@ -23,11 +24,20 @@ class BenchmarkKeys:
         None, "fold whose classes are novel; by default the N of `_fold<N>` in the weight's name", least=0
     )
     shots: int = key(1, "support images of an episode", least=1)
+    images: str | None = key(None, "coco20i: 2017 finds the pictures in COCO 2017; coco_json: folder of the pictures")
+    annotations: str | None = key(None, "coco_json: the JSON file")
+    dataset: str | None = key(None, "detectron2: name in its catalogue")
+    folds: int | None = key(None, "coco_json, folder, detectron2: number of folds, 4 by default", least=1)
+    novel: list[str] = key([], "coco_json, folder, detectron2: names of the novel classes, instead of a fold")
 
     def check(self) -> None:
         """Raises InputError for a fold that the benchmark does not have."""
         if self.fold is not None:
             check_fold(self.benchmark, self.fold)
+
+    def options(self) -> dict[str, Any]:
+        """Returns the keys that only some benchmarks take."""
+        return {name: getattr(self, name) for name in ("images", "annotations", "dataset", "folds", "novel")}
 
 
 @dataclass
@@ -123,6 +133,28 @@ class InitBaseConfig:
 
 
 @dataclass
+class PrepareConfig:
+    """Make a benchmark's masks or lists from the official downloads, then check them against the built-in lists."""
+
+    benchmark: str = key("coco20i", "what to prepare", ("coco20i", "lvis92i", "pascal5i"))
+    data: str = key(str(CHECKOUT / "datasets"), "folder that holds the benchmark's folder")
+    parts: list[str] = key([], "coco20i: train2014,val2014; lvis92i: train,val; all by default")
+    rasterizer: str = key("pycocotools", "coco20i: how polygons are filled; fillpoly truncates to pixels", RASTERIZERS)
+    least_pixels: int = key(2048, "coco20i: pixels from which the lists count a class in a picture", least=1)
+    sbd: str | None = key(None, "pascal5i: folder of SBD's dataset, which holds cls/*.mat")
+    workers: int = key(0, "processes; 0 takes all cores", least=0)
+
+
+@dataclass
+class CheckConfig(BenchmarkKeys):
+    """Test a data folder: files, sizes, values, listed classes. Exit code 0: good, 1: not."""
+
+    fold: int | None = key(0, "fold whose lists are tested", least=0)
+    parts: list[str] = key(["test"], "splits to test: train,val,test")
+    workers: int = key(0, "processes; 0 takes all cores", least=0)
+
+
+@dataclass
 class TableConfig:
     """Collect finished evaluations into the paper's tables, beside the published figures."""
 
@@ -146,9 +178,10 @@ class TrainConfig(BenchmarkKeys):
     """Train a UNet on the classes that are not the fold's; the defaults are the reference's recipe."""
 
     base: str | None = key(None, "folder or hub id of a base; unet/config.json without weights starts from nothing")
-    fold: int | None = key(0, "fold whose classes are novel: none of them is trained on", least=0)
+    fold: int | None = key(0, "fold whose classes are never trained on; null trains on all classes", least=0)
     shots: int = key(1, "most support images of an episode; each batch draws 1 .. shots", least=1)
     out: str | None = key(None, "folder for checkpoints and, at the end, unet/unet")
+    mix: list[str] = key([], "train on several benchmarks: name:weight,name:weight; none of their classes is held out")
     image_size: int = key(512, "side in pixels, a multiple of the VAE's factor", least=1)
     steps: int = key(20000, "optimizer steps", least=1)
     batch: int = key(1, "episodes in a forward pass, on each process", least=1)

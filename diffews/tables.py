@@ -57,7 +57,7 @@ def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
     for benchmark in dict.fromkeys(run.benchmark for run in runs):
         own = [run for run in runs if run.benchmark == benchmark]
         shots = sorted({run.shots for run in own})
-        folds = max(1, BENCHMARKS[benchmark][2])
+        folds = max(1, BENCHMARKS[benchmark][2] or max(run.fold for run in own) + 1)
         header = ["method", *(f"{n}-shot {f}" for n in shots for f in [*(f"F{i}" for i in range(folds)), "mean"])]
         published = [e for e in PUBLISHED if e.benchmark == benchmark and setting in ("all", e.setting)]
         rows = [_published_row(entry, shots, folds) for entry in published]

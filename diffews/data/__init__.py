@@ -1,15 +1,16 @@
 """Benchmarks: each gives episodes by name, and decodes them. Knows no model; torch comes with the first mask."""
 
 import importlib
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffews.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from diffews.data.episodes import Benchmark, EpisodeDataset
 
-BENCHMARKS = {  # name -> module, class, number of folds (0: no folds, any number is taken)
+BENCHMARKS = {  # name -> module, class, number of folds (0: none, any is taken; None: as folds= says)
     "coco20i": ("coco20i", "Coco20i", 4),
     "pascal5i": ("pascal5i", "Pascal5i", 4),
     "coco2pascal": ("pascal5i", "CocoToPascal", 4),
@@ -17,7 +18,15 @@ BENCHMARKS = {  # name -> module, class, number of folds (0: no folds, any numbe
     "lvis92i": ("lvis92i", "Lvis92i", 10),
     "paco_part": ("paco_part", "PacoPart", 4),
     "pascal_part": ("pascal_part", "PascalPart", 4),
+    "deepglobe": ("crossdomain", "DeepGlobe", 0),
+    "isic": ("crossdomain", "Isic", 0),
+    "chest_xray": ("crossdomain", "ChestXray", 0),
+    "ade20k": ("ade20k", "Ade20k", 0),
+    "coco_json": ("coco_json", "CocoJson", None),
+    "folder": ("own", "FolderBenchmark", None),
+    "detectron2": ("detectron2", "Detectron2", None),
 }
+RASTERIZERS = ("pycocotools", "fillpoly")
 SPLITS = ("test", "train", "val")
 SPLITS_SOURCES = ("auto", "folder", "builtin")
 
@@ -40,6 +49,7 @@ def load_benchmark(
     episodes: int | None = None,
     drawn_shots: int | None = None,
     episodes_file: str | Path | None = None,
+    **options: Any,
 ) -> "EpisodeDataset":
     """Opens a benchmark as a data set of decoded episodes.
 
@@ -49,6 +59,7 @@ def load_benchmark(
     episodes: keep the first N of them.
     drawn_shots: draw the list for so many shots and keep the first `shots` supports of each episode.
     episodes_file: take this list, as `EpisodeList.save` wrote it, instead of drawing one.
+    options: what the benchmark itself takes, such as annotations= and images= of coco_json.
 
     Raises:
         InputError: for a name, fold, split or number of shots that does not exist, or lists that cannot be read.
@@ -62,7 +73,7 @@ def load_benchmark(
     drawn_shots = listed.shots if listed is not None else drawn_shots or shots
     if drawn_shots < shots:
         raise InputError(f"shots={shots}, but the episodes are drawn for {drawn_shots}")
-    benchmark = open_benchmark(name, root, fold, split, splits, drawn_shots)
+    benchmark = open_benchmark(name, root, fold, split, splits, drawn_shots, **options)
     drawn = (benchmark.draw(drawn_shots) if listed is None else listed).first_shots(shots)
     unknown = {episode.class_id for episode in drawn} - set(benchmark.class_ids)
     if unknown:
@@ -73,13 +84,27 @@ def load_benchmark(
 
 
 def open_benchmark(
-    name: str, root: str | Path, fold: int, split: str, splits: str = "auto", shots: int = 1
+    name: str,
+    root: str | Path,
+    fold: int | None,
+    split: str,
+    splits: str = "auto",
+    shots: int = 1,
+    **options: Any,
 ) -> "Benchmark":
-    """Opens a benchmark's classes and image lists; see `load_benchmark`."""
+    """Opens a benchmark's classes and image lists; see `load_benchmark`. fold None holds no class out of training."""
     if name not in BENCHMARKS:
         raise InputError(f"benchmark={name!r} is not one of {', '.join(BENCHMARKS)}{nearest(name, BENCHMARKS)}")
-    check_fold(name, fold)
+    if fold is not None:
+        check_fold(name, fold)
+    elif split == "test":
+        raise InputError("fold= is missing; test episodes are of the classes that a fold holds out")
     if split not in SPLITS:
         raise InputError(f"split={split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
     module, cls, _ = BENCHMARKS[name]
-    return getattr(importlib.import_module(f"diffews.data.{module}"), cls)(Path(root), fold, split, splits, shots)
+    opener = getattr(importlib.import_module(f"diffews.data.{module}"), cls)
+    given = {key: value for key, value in options.items() if value not in (None, "", [])}
+    foreign = [key for key in given if key not in inspect.signature(opener).parameters]
+    if foreign:
+        raise InputError(f"{foreign[0]}= is no key of benchmark={name}")
+    return opener(Path(root), fold, split, splits, shots, **given)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diffews.data.episodes import Benchmark, Episode, EpisodeList, LegacyDraws, Picture, Sample
+from diffews.data.episodes import Benchmark, EpisodeList, Picture, Sample, draw_by_choice
 from diffews.data.lists import ClassLists, read_class_lists, read_json_file
 from diffews.errors import InputError
 from diffews.images import open_mask, open_rgb
 
 FOLDS = 4
 TEST_EPISODES = 1000
+IMAGE_YEARS = ("2014", "2017")
 CLASS_NAMES = [  # in the order of the sorted COCO category ids
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
     *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
@@ -27,31 +28,31 @@ CLASS_NAMES = [  # in the order of the sorted COCO category ids
 class Coco20i(Benchmark):
     """COCO-20i in the layout of datasets/README.md; masks are class-index PNGs (0 background, class + 1)."""
 
-    def __init__(self, root: Path, fold: int, split: str, splits: str = "auto", shots: int = 1) -> None:
+    def __init__(
+        self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1, images: str = "2014"
+    ) -> None:
+        if images not in IMAGE_YEARS:
+            raise InputError(f"images={images} is not one of {', '.join(IMAGE_YEARS)}")
         self.root = self.find_root(root, "COCO2014")
-        self.fold, self.splits = fold, splits
+        self.fold, self.splits, self.year = fold or 0, splits, images
         self.class_names = dict(enumerate(self._read_class_names()))
-        self.class_ids = [c for c in range(len(CLASS_NAMES)) if (c % FOLDS == fold) == (split == "test")]
+        held_out = () if fold is None else range(fold, len(CLASS_NAMES), FOLDS)
+        self.class_ids = [c for c in range(len(CLASS_NAMES)) if (c in held_out) == (split == "test")]
         part = "trn" if split == "train" else "val"
         lists: ClassLists = {}
-        for listed in range(FOLDS) if split == "val" else [fold]:  # fold f's val list holds the classes of f alone
+        # a fold's val list holds its own classes, its trn list all others
+        for listed in range(FOLDS) if split == "val" or fold is None else [fold]:
             lists.update(self._read_lists(part, listed))
         self.images = {c: [Sample(name) for name in lists.get(c, [])] for c in self.class_ids}
 
     def draw(self, shots: int) -> EpisodeList:
-        """Draws the 1000 episodes of the reference: class, query, then supports, each by one choice."""
-        draws, episodes = LegacyDraws(), []
-        for _ in range(TEST_EPISODES):
-            class_id = draws.choice(self.class_ids)
-            self.check_classes([class_id])
-            images = self.images[class_id]
-            query = draws.choice(images)
-            episodes.append(Episode(class_id, query, draws.supports(images, query, shots)))
-        return EpisodeList(episodes)
+        """Draws the 1000 episodes of the reference."""
+        return draw_by_choice(self, shots, TEST_EPISODES)
 
     def files(self, sample: Sample) -> list[Path]:
         """Returns the picture and its mask."""
-        return [self.root / sample.name, (self.root / "annotations" / sample.name).with_suffix(".png")]
+        mask = (self.root / "annotations" / sample.name).with_suffix(".png")
+        return [self.root / sample.name if self.year == "2014" else self._picture_of_2017(sample.name), mask]
 
     def decode(self, sample: Sample, class_id: int) -> Picture:
         """Reads the picture and the pixels of the class."""
@@ -61,6 +62,12 @@ class Coco20i(Benchmark):
     def classes_in(self, sample: Sample) -> list[int]:
         """Reads which classes the mask holds."""
         return [int(value) - 1 for value in np.unique(self._class_map(sample)) if value > 0]
+
+    def _picture_of_2017(self, name: str) -> Path:
+        """Finds a 2014 name among the same pictures of COCO 2017: <id>.jpg in train2017 or val2017."""
+        short = f"{name[-16:-4]}.jpg"  # the last 12 digits
+        places = [base / part / short for base in (self.root, self.root.parent) for part in ("train2017", "val2017")]
+        return next((place for place in places if place.is_file()), places[0])
 
     def _class_map(self, sample: Sample) -> np.ndarray:
         file = self.files(sample)[1]

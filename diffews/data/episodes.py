@@ -144,6 +144,7 @@ class Benchmark(ABC):
     class_ids: list[int]  # of the split: the fold's novel classes in the test split
     class_names: dict[int, str]
     images: dict[int, list[Sample]]  # of each class, in the order that the published episodes need
+    groups: list[tuple[float, list[int]]]  # weights and classes that training draws from; by default one group
 
     @abstractmethod
     def draw(self, shots: int) -> EpisodeList:
@@ -204,6 +205,28 @@ class LegacyDraws:
             if sample.name != query.name:
                 found.append(sample)
         return tuple(found)
+
+
+def draw_by_choice(benchmark: Benchmark, shots: int, count: int) -> EpisodeList:
+    """Draws as COCO-20i does: class, query, then supports, each by one choice."""
+    draws, episodes = LegacyDraws(), []
+    for _ in range(count):
+        class_id = draws.choice(benchmark.class_ids)
+        benchmark.check_classes([class_id])
+        query = draws.choice(benchmark.images[class_id])
+        episodes.append(Episode(class_id, query, draws.supports(benchmark.images[class_id], query, shots)))
+    return EpisodeList(episodes)
+
+
+def draw_in_turn(benchmark: Benchmark, shots: int, count: int) -> EpisodeList:
+    """Draws as LVIS-92i does: the classes in turn, then query and supports by choice."""
+    draws, episodes = LegacyDraws(), []
+    benchmark.check_classes(benchmark.class_ids)
+    for index in range(count):
+        class_id = benchmark.class_ids[index % len(benchmark.class_ids)]
+        query = draws.choice(benchmark.images[class_id])
+        episodes.append(Episode(class_id, query, draws.supports(benchmark.images[class_id], query, shots)))
+    return EpisodeList(episodes)
 
 
 class EpisodeDataset:

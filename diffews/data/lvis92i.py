@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from diffews.data.episodes import Benchmark, Episode, EpisodeList, LegacyDraws, Picture, Sample
+from diffews.data.episodes import Benchmark, EpisodeList, Picture, Sample, draw_in_turn
 from diffews.data.lists import read_table
 from diffews.data.polygons import segmentation_mask
 from diffews.errors import InputError
@@ -18,13 +18,13 @@ TEST_EPISODES = 2300
 class Lvis92i(Benchmark):
     """LVIS-92i in the layout of datasets/README.md: lvis_{train,val} hold class -> picture -> polygons."""
 
-    def __init__(self, root: Path, fold: int, split: str, splits: str = "auto", shots: int = 1) -> None:
+    def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
         self.root = self.find_root(root, "LVIS")
-        self.fold = fold
+        self.fold = fold or 0
         self.file, self.table = self._read("train" if split == "train" else "val")
         _, val = (self.file, self.table) if split != "train" else self._read("val")
         usable = [name for name, pictures in val.items() if len(pictures) > shots]
-        novel = [usable[fold + FOLDS * index] for index in range(len(usable) // FOLDS)]
+        novel = [] if fold is None else [usable[fold + FOLDS * index] for index in range(len(usable) // FOLDS)]
         others = [name for name, pictures in self.table.items() if name not in novel and len(pictures) > 1]
         self.names = novel if split == "test" else others
         self.class_ids = list(range(len(self.names)))
@@ -32,14 +32,8 @@ class Lvis92i(Benchmark):
         self.images = {index: [Sample(file) for file in self.table[name]] for index, name in enumerate(self.names)}
 
     def draw(self, shots: int) -> EpisodeList:
-        """Draws the 2300 episodes of the reference: the fold's classes in turn, then query and supports by choice."""
-        draws, episodes = LegacyDraws(), []
-        self.check_classes(self.class_ids)
-        for index in range(TEST_EPISODES):
-            class_id = self.class_ids[index % len(self.class_ids)]
-            query = draws.choice(self.images[class_id])
-            episodes.append(Episode(class_id, query, draws.supports(self.images[class_id], query, shots)))
-        return EpisodeList(episodes)
+        """Draws the 2300 episodes of the reference."""
+        return draw_in_turn(self, shots, TEST_EPISODES)
 
     def files(self, sample: Sample) -> list[Path]:
         """Returns the picture; masks come from the table."""

@@ -18,13 +18,13 @@ TEST_EPISODES = 2500
 class PacoPart(Benchmark):
     """PACO-Part in the layout of datasets/README.md: paco_part_{train,val} hold cid2img and img2anno."""
 
-    def __init__(self, root: Path, fold: int, split: str, splits: str = "auto", shots: int = 1) -> None:
+    def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
         self.root = self.find_root(root, "PACO-Part")
-        self.fold = fold
+        self.fold = fold or 0
         self.file, table = read_table(self.root / "paco", "paco_part_train" if split == "train" else "paco_part_val")
         order = table if split == "train" else read_table(self.root / "paco", "paco_part_train")[1]
         try:
-            novel = list(order["cid2img"])[fold::FOLDS]
+            novel = [] if fold is None else list(order["cid2img"])[fold::FOLDS]
             pictures = {c: _first_of_each(entries) for c, entries in table["cid2img"].items()}
             self.annotations: dict[Any, list[dict[str, Any]]] = table["img2anno"]
         except (KeyError, TypeError, AttributeError):

@@ -23,11 +23,11 @@ class Pascal5i(Benchmark):
 
     novel_classes: tuple[tuple[int, ...], ...] = tuple(tuple(range(5 * f, 5 * f + 5)) for f in range(FOLDS))
 
-    def __init__(self, root: Path, fold: int, split: str, splits: str = "auto", shots: int = 1) -> None:
+    def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
         self.root = self.find_root(root, "VOC2012")
-        self.fold = fold
+        self.fold = fold or 0
         self.class_names = dict(enumerate(CLASS_NAMES))
-        novel = self.novel_classes[fold]
+        novel = () if fold is None else self.novel_classes[fold]
         self.class_ids = [c for c in range(len(CLASS_NAMES)) if (c in novel) == (split == "test")]
         lines = [line for listed in range(FOLDS) for line in self._read_list(split, listed, splits)]
         self.lines = [line for line in lines if line[1] in self.class_ids]

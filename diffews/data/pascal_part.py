@@ -20,17 +20,18 @@ LEFT_OUT = ("aeroplane", "TAIL")  # counts for the length, but is no class
 class PascalPart(Benchmark):
     """Pascal-Part in the layout of datasets/README.md: picture lists and one JSON of objects a picture."""
 
-    def __init__(self, root: Path, fold: int, split: str, splits: str = "auto", shots: int = 1) -> None:
+    def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
         self.root = self.find_root(root, "Pascal-Part") / "VOCdevkit" / "VOC2010"
-        self.fold = fold
+        self.fold = fold or 0
         self.file = self.root / "all_obj_part_to_image.json"
         table, part_list = read_json_file(self.file), "train" if split == "train" else "val"
-        novel, known = FOLD_NAMES[fold], [name for name in FOLD_NAMES if name != FOLD_NAMES[fold]]
+        novel = [] if fold is None else [FOLD_NAMES[fold]]
+        known = [name for name in FOLD_NAMES if name not in novel]
         self.parts: list[tuple[str, str]] = []  # (object, part) by class id
         self.lists: list[list[str]] = []
         self.length = 0
         try:
-            for group in [novel] if split == "test" else known:
+            for group in novel if split == "test" else known:
                 for object_name, content in table[group]["object"].items():
                     for part, pictures in content["part"].items():
                         self.length += len(pictures["val"])

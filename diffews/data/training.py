@@ -50,6 +50,7 @@ class TrainingEpisodes:
         if not self.images:
             raise InputError("no training class has two pictures; an episode needs a query and a support")
         self.class_ids = sorted(self.images)
+        self.groups = [(w, [c for c in ids if c in self.images]) for w, ids in getattr(benchmark, "groups", [])]
         self.classes_of: dict[Sample, list[int]] = {}
         for class_id in self.class_ids if pairs else ():
             for sample in dict.fromkeys(self.images[class_id]):
@@ -63,7 +64,11 @@ class TrainingEpisodes:
         """Draws episode `index`; a higher attempt gives another one in its place."""
         leader = index // 2 if self.pairs else index
         draws = np.random.default_rng([self.seed, EPISODE_STREAM, leader, attempt])
-        class_id = self.class_ids[draws.integers(len(self.class_ids))]
+        classes = self.class_ids
+        if len(self.groups) > 1:
+            weights = np.array([weight for weight, _ in self.groups])
+            classes = self.groups[draws.choice(len(self.groups), p=weights / weights.sum())][1]
+        class_id = classes[draws.integers(len(classes))]
         query = self.images[class_id][draws.integers(len(self.images[class_id]))]
         if self.pairs and index % 2:
             others = [c for c in self.classes_of[query] if c != class_id]

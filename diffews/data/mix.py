@@ -1,0 +1,69 @@
+"""Several benchmarks as one source of training episodes, each with a weight (the paper's in-context setting)."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffews.data.episodes import Benchmark, EpisodeList, Picture, Sample
+from diffews.errors import InputError
+
+STRIDE = 10_000  # class ids of the k-th benchmark start at k * STRIDE
+
+
+class Mix(Benchmark):
+    """Class c of the k-th benchmark is k * 10000 + c; an episode first draws a benchmark by weight."""
+
+    def __init__(self, parts: Sequence[tuple[str, float, Benchmark]]) -> None:
+        self.fold = parts[0][2].fold
+        self.parts = [part for _, _, part in parts]
+        self.class_ids, self.class_names, self.images = [], {}, {}
+        self.groups = []
+        for k, (name, weight, part) in enumerate(parts):
+            ids = [k * STRIDE + c for c in part.class_ids]
+            self.groups.append((weight, ids))
+            self.class_ids += ids
+            self.class_names |= {k * STRIDE + c: f"{name}: {part.class_names[c]}" for c in part.class_ids}
+            self.images |= {k * STRIDE + c: [_mark(s, k) for s in part.images[c]] for c in part.class_ids}
+
+    def draw(self, shots: int) -> EpisodeList:
+        """A mix has no published episodes."""
+        raise InputError("mix= is for training; evaluate on one benchmark")
+
+    def files(self, sample: Sample) -> list[Path]:
+        """Returns what the sample's own benchmark reads."""
+        part, own = self._own(sample)
+        return part.files(own)
+
+    def decode(self, sample: Sample, class_id: int) -> Picture:
+        """Decodes as the sample's own benchmark does."""
+        part, own = self._own(sample)
+        return part.decode(own, class_id % STRIDE)
+
+    def classes_in(self, sample: Sample) -> list[int]:
+        """Returns the mix's ids of the classes in the sample."""
+        part, own = self._own(sample)
+        return [self.parts.index(part) * STRIDE + c for c in part.classes_in(own)]
+
+    def _own(self, sample: Sample) -> tuple[Benchmark, Sample]:
+        number, _, name = sample.name.partition(":")
+        return self.parts[int(number)], Sample(name, sample.object_id)
+
+
+@functools.cache
+def _mark(sample: Sample, number: int) -> Sample:
+    return Sample(f"{number}:{sample.name}", sample.object_id)
+
+
+def parse_mix(words: Sequence[str]) -> list[tuple[str, float]]:
+    """Reads `name:weight` words; a weight left out is 1."""
+    parts = []
+    for word in words:
+        name, _, weight = word.partition(":")
+        try:
+            share = float(weight or 1)
+        except ValueError:
+            share = 0.0
+        if share <= 0:
+            raise InputError(f"mix={word}: the weight is not a positive number; write benchmark:weight")
+        parts.append((name, share))
+    return parts
