@@ -24,9 +24,17 @@ def save_checkpoint(
         with new_folder(folder) as partial:
             unet.save_pretrained(partial / "unet")
             write_record(partial, folder, record)
-            torch.save({"step": step, **state}, partial / STATE_FILE)
+            _save_state({"step": step, **state}, partial / STATE_FILE)
     for old in list_checkpoints(out)[:-keep]:
         shutil.rmtree(old)
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def save_weight_dir(out: Path, unet: DiffewsUNet, record: dict[str, Any]) -> None:

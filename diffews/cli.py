@@ -149,7 +149,7 @@ def run_prepare(config: PrepareConfig) -> int:
     if config.benchmark == "coco20i":
         for part in config.parts or ["train2014", "val2014"]:
             report, names = prepare.prepare_and_check_coco(
-                Path(config.data), part, config.rasterizer, workers, config.least_pixels
+                Path(config.data), part, workers, config.rasterizer, config.least_pixels
             )
             print(report.report(names))
             good = good and report.good

@@ -57,16 +57,7 @@ class DiffewsPipeline(DiffusionPipeline):
         super().__init__()
         if text is None:
             raise InputError("DiffewsPipeline needs the empty prompt's embedding; load it with load_text(base)")
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise InputError(
-                f"the UNet takes {unet.config.in_channels} latent channels, the VAE makes "
-                f"{vae.config.latent_channels}; weight and base do not belong together"
-            )
-        if text["eval"].shape[-1] != unet.config.cross_attention_dim:
-            raise InputError(
-                f"the UNet takes text of {unet.config.cross_attention_dim} channels, the base makes "
-                f"{text['eval'].shape[-1]}; weight and base do not belong together"
-            )
+        check_parts(unet, vae, text)
         self.register_modules(unet=unet, vae=vae)
         self.register_to_config(image_size=image_size)
         self.text = text
@@ -251,6 +242,20 @@ def build_pipeline(
     vae = load_vae(source.base, torch.float32 if dtype == torch.float16 else dtype, allow_bin)
     pipeline = DiffewsPipeline(unet, vae, load_text(source.base, allow_bin), source.image_size())
     return pipeline.to(device)
+
+
+def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) -> None:
+    """Raises InputError unless the UNet takes the VAE's latents and the base's text."""
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise InputError(
+            f"the UNet takes {unet.config.in_channels} latent channels, the VAE makes "
+            f"{vae.config.latent_channels}; weight and base do not belong together"
+        )
+    if text["eval"].shape[-1] != unet.config.cross_attention_dim:
+        raise InputError(
+            f"the UNet takes text of {unet.config.cross_attention_dim} channels, the base makes "
+            f"{text['eval'].shape[-1]}; weight and base do not belong together"
+        )
 
 
 def to_pixels(rgb: Tensor) -> Tensor:

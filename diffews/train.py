@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -27,17 +28,18 @@ from diffews.data.latents import LatentCache
 from diffews.data.loading import stream
 from diffews.data.training import PixelSource, Source, TrainingBatch, TrainingEpisodes
 from diffews.errors import InputError
-from diffews.files import open_run, versions
+from diffews.files import check_run, open_run, versions
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.weights import first_line, hash_files, load_text, load_unet, load_vae, start_unet, weight_files
-from diffews.pipeline import DiffewsPipeline, to_pixels
+from diffews.pipeline import DiffewsPipeline, check_parts, to_pixels
 from diffews.report import StepLog, save_loss_curve
 from diffews.validate import eval_mode, validate
 
 LR_END = 1e-7  # where the polynomial decay ends, the reference's value
 UNCHANGED_BY = {  # keys that a resumed run may change, since they do not change the result
-    *("out", "data", "base", "cache", "stop_at", "resume", "checkpoint_every", "keep", "workers", "device", "tracker"),
-    *("validate_every", "validate_episodes", "validate_on", "batch"),
+    *("out", "data", "images", "annotations", "base", "cache", "stop_at", "resume", "checkpoint_every", "keep"),
+    *("workers", "device", "tracker", "validate_every", "validate_episodes", "validate_on"),
+    "batch",  # what counts is batch times processes: global_batch
 }
 OUT_OF_MEMORY = (
     "the GPU is out of memory; turn on, in this order: checkpointing=true, batch=1 with a larger accumulate=, "
@@ -96,19 +98,15 @@ class Trainer:
         self.accelerator = make_accelerator(config, self.out)
         self.episodes = TrainingEpisodes(benchmark, config.seed, config.pairs)
         self.step = 0
-        if self.accelerator.is_main_process:
-            open_run(self.out, self.identity())
-            if self.episodes.skipped:
-                print(f"classes with a single picture are skipped: {self.episodes.skipped}")
-        self.accelerator.wait_for_everyone()
+        check_run(self.out, self.identity())
 
-        half = {"bf16": torch.bfloat16}.get(
-            self.accelerator.mixed_precision, torch.float32
-        )  # the VAE overflows in fp16
-        self.vae = load_vae(base, half).to(self.accelerator.device)
+        vae_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32  # fp16 overflows
+        self.vae = load_vae(base, vae_dtype).to(self.accelerator.device)
         self.text = load_text(base)
         self.unet = start_unet(base, torch.float32, config.seed).train().requires_grad_(True)
+        check_parts(self.unet, self.vae, self.text)
         if config.lora:
+            torch.manual_seed(config.seed)  # the additions start at random
             add_lora(self.unet, config.lora)
         if config.checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -124,6 +122,11 @@ class Trainer:
         step = TrainingStep(self.unet, self.text["train"])
         self.module, self.optimizer = self.accelerator.prepare(step, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema) if config.ema else None
+        if self.accelerator.is_main_process:  # now that everything is known to load
+            open_run(self.out, self.identity())
+            for class_id in self.episodes.skipped:
+                print(f"class {benchmark.class_names[class_id]} has a single picture and is skipped", file=sys.stderr)
+        self.accelerator.wait_for_everyone()
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it goes on with."""
@@ -287,7 +290,10 @@ def train(config: TrainConfig, benchmark: Benchmark, base: Path, validation: Epi
     with tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main) as bar:
         while run.step < last:
             start, rate = time.perf_counter(), float(run.schedule.get_last_lr()[0])
-            loss = run.optimizer_step(batches)
+            try:
+                loss = run.optimizer_step(batches)
+            except torch.cuda.OutOfMemoryError:
+                raise InputError(OUT_OF_MEMORY) from None
             seconds = time.perf_counter() - start
             shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.1e}", "episodes/s": f"{episodes_a_step / seconds:.1f}"}
             bar.set_postfix(shown, refresh=False)

@@ -84,7 +84,7 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
 
 
 def prepare_and_check_coco(
-    data: Path, part: str, rasterizer: str, workers: int, least: int
+    data: Path, part: str, workers: int, rasterizer: str, least: int
 ) -> tuple[SelfCheck, dict[int, str]]:
     """Writes a part's masks and compares them with the lists; returns the self-check and the names of the classes."""
     root, split = Benchmark.find_root(data, "COCO2014"), {"train2014": "train", "val2014": "test"}
