@@ -19,6 +19,12 @@ setup(
     packages=find_packages(include=["diffews", "diffews.*"]),
     package_data={"diffews.data": ["splits/*"]},
     entry_points={"console_scripts": ["diffews = diffews.cli:main"]},
+    extras_require={
+        "lora": ["peft>=0.14"],  # lora=
+        "8bit": ["bitsandbytes>=0.45"],  # optimizer=adamw8bit
+        "tensorboard": ["tensorboard"],  # tracker=tensorboard
+        "sbd": ["scipy>=1.11"],  # prepare benchmark=pascal5i
+    },
     install_requires=[
         "torch>=2.6",
         "diffusers>=0.42,<0.43",

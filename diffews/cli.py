@@ -55,6 +55,8 @@ def run_eval(config: EvalConfig) -> None:
     from diffews.evaluate import evaluate
 
     result = evaluate(config, dataset, source, out)
+    if result is None:  # another process than the main one
+        return
     for name, iou in result["per_class"].items():
         print(f"{name:>24} {iou:6.2f}")
     low, high = result["miou_interval"]
@@ -77,6 +79,8 @@ def run_segment(config: SegmentConfig) -> None:
     """Segments pictures of one's own."""
     require(config, "support", "mask", "query")
     queries = find_queries(config)
+    if config.weight is None:
+        warnings.warn("weight= is not given; the shipped tiny weights know coloured shapes only", stacklevel=1)
     source = find_weights(config.weight or default_weight(0), config.base)
     config.image_size = source.image_size(config.image_size)
     segment(config, source, queries)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -55,12 +57,19 @@ def read_group(dataset: EpisodeDataset, indices: list[int]) -> Group:
     )
 
 
-def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, out: Path) -> dict[str, Any]:
+def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, out: Path) -> dict[str, Any] | None:
     """Evaluates weights on the data set's episodes and returns the result, also written to out/result.json.
 
-    Goes on where an earlier run into the same `out` stopped. Raises InputError for an `out` of another run.
+    Goes on where an earlier run into the same `out` stopped. Under `accelerate launch` or `torchrun` the groups are
+    shared out to the processes, and the files are the same to the byte; all but the main process return None.
+
+    Raises:
+        InputError: for an `out` of another run, weights that do not load, or pictures that cannot be read.
+
     """
     device = pick_device(config.device)
+    world = PartialState(cpu=device.type == "cpu")
+    device = world.device if world.num_processes > 1 else device
     identity = {
         **hash_weights(source),
         "benchmark": config.benchmark,
@@ -75,8 +84,9 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
         "threshold": config.threshold,
         "threshold_rule": config.threshold_rule,
     }
-    check_run(out, identity)
-    records = Records(out / "episodes.jsonl", dataset, config.batch)
+    with world.main_process_first():  # it repairs what a kill left behind
+        check_run(out, identity)
+        records = Records(out / "episodes.jsonl", dataset, config.batch)
     groups = [
         group
         for group in make_groups(len(dataset), config.batch)
@@ -86,15 +96,21 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
     if groups:
         exact_arithmetic(config.threads)
         pipeline = build_pipeline(source, torch_dtype(config.dtype), device, config.allow_bin)
-        open_run(out, identity)  # now that the weights are known to load
+        if world.is_main_process:
+            open_run(out, identity)  # now that the weights are known to load
+        world.wait_for_everyone()
         start = time.perf_counter()
-        with tqdm(total=len(dataset), initial=done, unit="episode") as bar:
-            for group in stream(functools.partial(read_group, dataset), groups, config.workers):
-                predictions = predict(pipeline, group, config.shots, config.threshold, config.threshold_rule)
-                _draw(config, out, group, predictions)
-                records.append(_count(group, predictions, dataset))
+        own = stream(
+            functools.partial(read_group, dataset), groups[world.process_index :: world.num_processes], config.workers
+        )
+        with tqdm(total=len(dataset), initial=done, unit="episode", disable=not world.is_main_process) as bar:
+            for _ in range(0, len(groups), world.num_processes):  # in each round every process takes one group
+                counted = _evaluate_group(pipeline, next(own, None), config, dataset, out)
+                records.append(gather_object(counted), write=world.is_main_process)
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)
                 bar.update(len(records) - bar.n)
+    if not world.is_main_process:
+        return None
     if config.pictures:
         files = [file for index in range(len(dataset)) for file in _picture_file(config, out, index)]
         save_grid([file for file in files if file.is_file()], out / "pictures.png")
@@ -167,11 +183,12 @@ class Records:
     def __len__(self) -> int:
         return len(self.records)
 
-    def append(self, fresh: list[Record]) -> None:
+    def append(self, fresh: list[Record], write: bool) -> None:
         """Adds the records that are not there yet (a group may have been computed again for its pictures)."""
         fresh = [record for record in fresh if record["index"] >= len(self)]
-        with self.path.open("ab") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in fresh).encode())
+        if write:
+            with self.path.open("ab") as file:
+                file.write("".join(json.dumps(record) + "\n" for record in fresh).encode())
         self._keep(fresh)
 
     def _keep(self, records: list[Record]) -> None:
@@ -195,22 +212,20 @@ def _stack(arrays: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
-def _count(group: Group, predictions: np.ndarray, dataset: EpisodeDataset) -> list[Record]:
+def _evaluate_group(
+    pipeline: DiffewsPipeline, group: Group | None, config: EvalConfig, dataset: EpisodeDataset, out: Path
+) -> list[Record]:
+    """Segments a group, draws what was asked for, and counts; a process without a group in a round counts nothing."""
+    if group is None:
+        return []
+    predictions = predict(pipeline, group, config.shots, config.threshold, config.threshold_rule)
+    _draw(config, out, group, predictions)
     records = []
     for row, index in enumerate(dict.fromkeys(group.indices)):
         ignore = None if group.query_ignore is None else group.query_ignore[row].numpy()
         inter, union = intersection_and_union(predictions[row], group.query_masks[row].numpy(), ignore)
-        class_id, query, supports = dataset.episodes[index].names()
-        records.append(
-            {
-                "index": index,
-                "class_id": class_id,
-                "query": query,
-                "supports": supports,
-                "inter": inter,
-                "union": union,
-            }
-        )
+        names = dict(zip(("class_id", "query", "supports"), dataset.episodes[index].names(), strict=True))
+        records.append({"index": index, **names, "inter": inter, "union": union})
     return records
 
 
