@@ -26,7 +26,7 @@ from diffews.config import TrainConfig
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.latents import LatentCache
 from diffews.data.loading import stream
-from diffews.data.training import PixelSource, Source, TrainingBatch, TrainingEpisodes
+from diffews.data.training import BatchReader, PixelSource, Source, TrainingBatch, TrainingEpisodes
 from diffews.errors import InputError
 from diffews.files import check_run, open_run, versions
 from diffews.models.unet import TIMESTEP, DiffewsUNet
@@ -212,9 +212,8 @@ class Trainer:
         unet = self.published().to(self.accelerator.device)
         with eval_mode(unet):
             pipeline = DiffewsPipeline(unet, self.vae, self.text, self.config.image_size)
-            return validate(
-                pipeline, dataset, self.config.shots, self.out / "validation" / f"step-{self.step:06d}.png"
-            )
+            picture = self.out / "validation" / f"step-{self.step:06d}.png"
+            return validate(pipeline, dataset, self.config.shots, picture)
 
     def published(self) -> DiffewsUNet:
         """The UNet that is evaluated: averaged if `ema` is on, low-rank additions added in."""
@@ -240,12 +239,11 @@ class Trainer:
             mean = mean + deviation * noise.to(device)
         return mean * self.vae.config.scaling_factor
 
-    def read(self, source: Source, micro_step: int) -> TrainingBatch:
-        """Reads this process's episodes of a micro-step; together the processes take `global_batch` neighbours."""
-        size = self.config.batch
-        first = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
-        shots = self.episodes.shots(micro_step, self.config.shots)
-        return self.episodes.batch(source, list(range(first, first + size)), shots)
+    def reader(self, source: Source) -> BatchReader:
+        """What reads this process's batches."""
+        config, accelerator = self.config, self.accelerator
+        place = (accelerator.process_index, accelerator.num_processes)
+        return BatchReader(self.episodes, source, config.batch, config.shots, *place)
 
     def optimizer_step(self, batches: Iterator[TrainingBatch]) -> float:
         """Takes `accumulate` batches and one optimizer step; returns their mean loss over all processes."""
@@ -276,16 +274,14 @@ def train(config: TrainConfig, benchmark: Benchmark, base: Path, validation: Epi
     if config.resume:
         run.resume()
     elif list_checkpoints(run.out):
-        raise InputError(
-            f"out={run.out} holds checkpoints of this run; go on with resume=latest, or give another out="
-        )
+        raise InputError(f"out={run.out} holds checkpoints of this run; say resume=latest, or give another out=")
     source = run.source()
     is_main = run.accelerator.is_main_process
     log = StepLog(run.out / "log.jsonl", run.step) if is_main else None
     run.accelerator.init_trackers("diffews", config={k: str(v) for k, v in dataclasses.asdict(config).items()})
     last = min(config.steps, config.stop_at or config.steps)
     micro_steps = range(run.step * config.accumulate, last * config.accumulate)
-    batches = stream(functools.partial(run.read, source), micro_steps, config.workers)
+    batches = stream(run.reader(source).read, micro_steps, config.workers)
     episodes_a_step = config.batch * config.accumulate * run.accelerator.num_processes
     with tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main) as bar:
         while run.step < last:
@@ -304,11 +300,11 @@ def train(config: TrainConfig, benchmark: Benchmark, base: Path, validation: Epi
             if run.step % config.checkpoint_every == 0 or run.step == last:
                 run.save_checkpoint()
             if validation is not None and run.step % (config.validate_every or config.steps) == 0:
-                miou = run.validate(validation)
-                run.accelerator.log({f"miou_{config.validate_on}": miou}, step=run.step)
-                bar.write(
-                    f"step {run.step}: mIoU {miou:.2f} on {len(validation)} episodes of {config.validate_on} classes"
-                )
+                if is_main:
+                    miou = run.validate(validation)
+                    run.accelerator.log({f"miou_{config.validate_on}": miou}, step=run.step)
+                    bar.write(f"step {run.step}: mIoU {miou:.2f} on {config.validate_on} classes")
+                run.accelerator.wait_for_everyone()
     if run.step == config.steps and is_main:
         run.save_weight_dir()
         save_loss_curve(run.out / "loss.png", log.losses if log else [])

@@ -44,7 +44,7 @@ class PascalPart(Benchmark):
             ) from None
         self.class_ids = list(range(len(self.parts)))
         self.class_names = {c: "+".join(names) for c, names in enumerate(self.parts)}
-        self._objects = functools.lru_cache(maxsize=None)(self._read_objects)
+        self._annotations: dict[str, list[dict[str, Any]]] = {}  # by picture, as they are read
 
     @functools.cached_property
     def images(self) -> dict[int, list[Sample]]:  # type: ignore[override]
@@ -103,11 +103,14 @@ class PascalPart(Benchmark):
     def _annotation_file(self, name: str) -> Path:
         return self.root / "Annotations_Part_json_merged_part_classes" / f"{name}.json"
 
-    def _read_objects(self, name: str) -> list[dict[str, Any]]:
+    def _objects(self, name: str) -> list[dict[str, Any]]:
+        if name in self._annotations:
+            return self._annotations[name]
         file = self._annotation_file(name)
         content = read_json_file(file)
         if not isinstance(content, dict) or not isinstance(content.get("object"), list):
             raise InputError(f"{file} lacks the key 'object'")
+        self._annotations[name] = content["object"]
         return content["object"]
 
     def _of_class(self, name: str, class_id: int) -> list[Sample]:

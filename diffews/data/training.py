@@ -102,6 +102,24 @@ class TrainingEpisodes:
         raise InputError(f"{MOST_ATTEMPTS} episodes in a row have an empty mask at this image size; use a larger one")
 
 
+@dataclass(frozen=True)
+class BatchReader:
+    """Reads the batches of one process; a micro-step is `processes` times `batch` neighbouring indices, shared out."""
+
+    episodes: TrainingEpisodes
+    source: Source
+    batch: int
+    most_shots: int
+    process: int = 0
+    processes: int = 1
+
+    def read(self, micro_step: int) -> TrainingBatch:
+        """Reads this process's episodes of a micro-step."""
+        first = (micro_step * self.processes + self.process) * self.batch
+        shots = self.episodes.shots(micro_step, self.most_shots)
+        return self.episodes.batch(self.source, list(range(first, first + self.batch)), shots)
+
+
 class PixelSource:
     """Decodes an episode's pictures; masks become RGB of 0 and 255, so that all are encoded alike."""
 
