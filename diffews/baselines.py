@@ -22,10 +22,10 @@ SWAP_SEED = 0
 
 def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: WeightSource) -> str:
     """Computes all rows, writes them as JSON if `out` is given, and returns them as a table."""
+    rows = [_run_row(Path(run)) for run in config.runs]
     exact_arithmetic(config.threads)
     pipeline = build_pipeline(source, torch_dtype(config.dtype), pick_device(config.device), config.allow_bin)
     scores = {**without_model(dataset), **swapped_support(pipeline, dataset, config.shots)}
-    rows = [_run_row(Path(run)) for run in config.runs]
     rows += [
         {"name": name, "episodes": counted.episodes, "miou": counted.running_miou(), "fb_iou": counted.fb_iou()}
         for name, counted in scores.items()

@@ -10,7 +10,7 @@ import torch
 from diffews.errors import InputError
 from diffews.files import new_folder
 from diffews.models.unet import DiffewsUNet
-from diffews.models.weights import write_record
+from diffews.models.weights import first_line, write_record
 
 STATE_FILE = "training.pt"
 
@@ -51,7 +51,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{file} cannot be read ({reason}); remove {folder} to go on from an earlier one") from None
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffews.data import BENCHMARKS, RASTERIZERS, SPLITS_SOURCES, check_fold
+from diffews.errors import InputError
 from diffews.keys import CHECKOUT, describe, key, load, require
 from diffews.masks import THRESHOLD_RULES, check_threshold
 from diffews.published import SETTINGS
@@ -219,6 +220,15 @@ class TrainConfig(BenchmarkKeys):
         "seen", "seen: training classes on the test pictures; novel: the test fold", ("seen", "novel")
     )
     tracker: str = key("none", "where accelerate logs to", ("none", "tensorboard"))
+
+    def check(self) -> None:
+        """Raises InputError for settings that cannot be trained with."""
+        for name in ("warmup", "beta1", "beta2", "ema"):
+            if getattr(self, name) >= 1:
+                raise InputError(f"{name}={getattr(self, name)} must be below 1")
+        for name in ("lr", "clip"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name}={getattr(self, name)} must be above 0")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import is_tensorboard_available
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
 from diffusers.training_utils import EMAModel
@@ -30,7 +31,16 @@ from diffews.data.training import BatchReader, PixelSource, Source, TrainingBatc
 from diffews.errors import InputError
 from diffews.files import check_run, open_run, versions
 from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.weights import first_line, hash_files, load_text, load_unet, load_vae, start_unet, weight_files
+from diffews.models.weights import (
+    first_line,
+    hash_base,
+    hash_files,
+    load_text,
+    load_unet,
+    load_vae,
+    start_unet,
+    weight_files,
+)
 from diffews.pipeline import DiffewsPipeline, check_parts, to_pixels
 from diffews.report import StepLog, save_loss_curve
 from diffews.validate import eval_mode, validate
@@ -125,7 +135,8 @@ class Trainer:
         if self.accelerator.is_main_process:  # now that everything is known to load
             open_run(self.out, self.identity())
             for class_id in self.episodes.skipped:
-                print(f"class {benchmark.class_names[class_id]} has a single picture and is skipped", file=sys.stderr)
+                name = f"class {class_id} ({benchmark.class_names[class_id]})"
+                print(f"{name} has fewer than two pictures and is skipped", file=sys.stderr)
         self.accelerator.wait_for_everyone()
 
     def identity(self) -> dict[str, Any]:
@@ -138,7 +149,7 @@ class Trainer:
             **kept,
             "global_batch": self.config.batch * self.accelerator.num_processes,
             "start_sha256": hash_files(sorted(start)),
-            "vae_sha256": hash_files(weight_files(self.base / "vae")),
+            "base_sha256": hash_base(self.base),
             "list_sha256": sha256(lists.encode()).hexdigest(),
         }
 
@@ -150,7 +161,9 @@ class Trainer:
         side = config.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
         vae_sha256 = hash_files(weight_files(self.base / "vae"))
         latent = (self.vae.config.latent_channels, side, side)
-        cache = LatentCache(Path(config.cache), self.benchmark, config.image_size, vae_sha256, latent)
+        cache = LatentCache(
+            Path(config.cache), self.benchmark, config.image_size, vae_sha256, latent, str(self.vae.dtype)
+        )
         if accelerator.is_main_process:
             cache.prepare()
         accelerator.wait_for_everyone()
@@ -270,7 +283,14 @@ class Trainer:
 
 def train(config: TrainConfig, benchmark: Benchmark, base: Path, validation: EpisodeDataset | None = None) -> None:
     """Trains and leaves out/unet/unet, a weight dir that `diffews eval` takes. See `TrainConfig` for the keys."""
-    run = Trainer(config, benchmark, base)
+    try:
+        _train(Trainer(config, benchmark, base), validation)
+    except torch.OutOfMemoryError:
+        raise InputError(OUT_OF_MEMORY) from None
+
+
+def _train(run: Trainer, validation: EpisodeDataset | None) -> None:
+    config = run.config
     if config.resume:
         run.resume()
     elif list_checkpoints(run.out):
@@ -286,10 +306,7 @@ def train(config: TrainConfig, benchmark: Benchmark, base: Path, validation: Epi
     with tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main) as bar:
         while run.step < last:
             start, rate = time.perf_counter(), float(run.schedule.get_last_lr()[0])
-            try:
-                loss = run.optimizer_step(batches)
-            except torch.cuda.OutOfMemoryError:
-                raise InputError(OUT_OF_MEMORY) from None
+            loss = run.optimizer_step(batches)
             seconds = time.perf_counter() - start
             shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.1e}", "episodes/s": f"{episodes_a_step / seconds:.1f}"}
             bar.set_postfix(shown, refresh=False)
@@ -303,7 +320,8 @@ def train(config: TrainConfig, benchmark: Benchmark, base: Path, validation: Epi
                 if is_main:
                     miou = run.validate(validation)
                     run.accelerator.log({f"miou_{config.validate_on}": miou}, step=run.step)
-                    bar.write(f"step {run.step}: mIoU {miou:.2f} on {config.validate_on} classes")
+                    shown_on = f"{len(validation)} episodes of {config.validate_on} classes"
+                    bar.write(f"step {run.step}: mIoU {miou:.2f} on {shown_on}")
                 run.accelerator.wait_for_everyone()
     if run.step == config.steps and is_main:
         run.save_weight_dir()
@@ -316,6 +334,10 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     dtype = config.dtype
     if dtype == "auto":
         dtype = "fp16" if torch.cuda.is_available() and config.device != "cpu" else "fp32"
+    if dtype == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise InputError("dtype=fp16 needs a GPU; on the CPU use dtype=fp32 or bf16")
+    if config.tracker == "tensorboard" and not is_tensorboard_available():
+        raise InputError("tracker=tensorboard needs tensorboard; install it with pip install 'diffews[tensorboard]'")
     try:
         return Accelerator(
             mixed_precision={"fp32": "no"}.get(dtype, dtype),

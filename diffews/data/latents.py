@@ -25,11 +25,17 @@ class LatentCache:
     """A folder with latents.npy, float32 [rows, 2, C, h, w] (mean and standard deviation), memory-mapped.
 
     Rows: every picture of the benchmark's lists, then every (picture, class) mask. It takes 8 C h w bytes a row:
-    for all of COCO's training lists at 512 pixels (80,000 pictures, 170,000 masks) about 33 GB.
+    at 512 pixels 21 to 28 GB for the training lists of one COCO-20i fold, 33 GB for all classes.
     """
 
     def __init__(
-        self, folder: Path, benchmark: Benchmark, image_size: int, vae_sha256: str, latent: tuple[int, ...]
+        self,
+        folder: Path,
+        benchmark: Benchmark,
+        image_size: int,
+        vae_sha256: str,
+        latent: tuple[int, ...],
+        dtype: str = "torch.float32",
     ) -> None:
         self.folder, self.benchmark, self.image_size = folder, benchmark, image_size
         masks = sorted(
@@ -38,10 +44,12 @@ class LatentCache:
         pictures: list[tuple[Sample, int | None]] = [(sample, None) for sample in dict.fromkeys(s for s, _ in masks)]
         self.keys: list[tuple[Sample, int | None]] = [*pictures, *masks]
         self.rows = {key: row for row, key in enumerate(self.keys)}
+        self.class_of = dict(reversed(masks))  # any class that a sample has: decoding a picture asks for one
         self.shape = (len(self.keys), 2, *latent)
         names = json.dumps([(sample.name, class_id) for sample, class_id in self.keys])
         self.identity = {
             "vae_sha256": vae_sha256,
+            "vae_dtype": dtype,
             "image_size": image_size,
             "rows": len(self.keys),
             "names_sha256": sha256(names.encode()).hexdigest(),
@@ -73,6 +81,13 @@ class LatentCache:
 
     def open(self, mode: Literal["r", "r+"] = "r") -> None:
         """Maps the files into memory."""
+        for name in ("latents.npy", "state.npy"):
+            try:  # reading first: for writing, numpy would lengthen a file that was cut with zeros
+                np.load(self.folder / name, mmap_mode="r")
+            except (ValueError, OSError, EOFError):
+                raise InputError(
+                    f"{self.folder / name} was cut short; remove {self.folder} to fill it again"
+                ) from None
         self._latents = np.load(self.folder / "latents.npy", mmap_mode=mode)
         self._state = np.load(self.folder / "state.npy", mmap_mode=mode)
 
@@ -83,7 +98,8 @@ class LatentCache:
         """
         self.open("r+")
         assert self._latents is not None and self._state is not None
-        missing = np.flatnonzero(self._state == TODO)[process::processes].tolist()
+        own = range(process, len(self.keys), processes)  # by row, not by what is left: others fill at the same time
+        missing = [row for row in own if self._state[row] == TODO]
         if not missing:
             return
         with tqdm(total=len(missing), unit="latent", disable=process > 0, desc="cache") as bar:
@@ -100,13 +116,16 @@ class LatentCache:
             self.open()
         assert self._latents is not None and self._state is not None
         rows = [self.rows[key] for key in picture_order(episode)]
+        if (self._state[rows] == TODO).any():
+            raise InputError(f"cache={self.folder} is not complete; run the same command again to fill it")
         if (self._state[rows] == EMPTY).any():
             return None
         return torch.from_numpy(self._latents[rows])
 
     def _read_row(self, row: int) -> tuple[int, Tensor, bool]:
         sample, class_id = self.keys[row]
-        rgb, mask, _ = decode_sample(self.benchmark, sample, 0 if class_id is None else class_id, self.image_size)
+        wanted = self.class_of[sample] if class_id is None else class_id
+        rgb, mask, _ = decode_sample(self.benchmark, sample, wanted, self.image_size)
         if class_id is None:
             return row, torch.from_numpy(rgb), False
         return row, torch.from_numpy(render_mask_pixels(mask)), not mask.any()

@@ -285,11 +285,15 @@ def save_text(text: "dict[str, Tensor]", folder: Path) -> None:
 
 
 def hash_weights(source: WeightSource) -> dict[str, str]:
-    """Returns the sha256 of the UNet's weight files and of the base's: VAE and text condition."""
-    base_files = weight_files(source.base / "vae")
-    text = source.base / "text.safetensors"
-    base_files += [text] if text.is_file() else weight_files(source.base / "text_encoder")
-    return {"weight_sha256": hash_files(weight_files(source.unet)), "base_sha256": hash_files(base_files)}
+    """Returns the sha256 of the UNet's weight files and of the base's: VAE with its config, and text condition."""
+    return {"weight_sha256": hash_files(weight_files(source.unet)), "base_sha256": hash_base(source.base)}
+
+
+def hash_base(base: Path) -> str:
+    """Returns the sha256 of a base's VAE, its config (which scales latents), and what the text is made of."""
+    text = base / "text.safetensors"
+    texts = [text] if text.is_file() else weight_files(base / "text_encoder")
+    return hash_files([*weight_files(base / "vae"), base / "vae" / "config.json", *texts])
 
 
 def hash_files(paths: Sequence[Path]) -> str:

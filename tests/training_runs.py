@@ -1,0 +1,71 @@
+"""Plain functions of the training tests: few shapes, a tiny random base, and what a run left behind."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from diffews import DiffewsUNet
+from diffews.data import shapes
+from diffews.data.training import PixelSource
+from diffews.models.weights import save_text
+from diffews.tiny import TEXT_SHAPE, UNET, VAE
+
+SIDE = 32  # pixels; latents are 8 x 8
+STEPS = 4
+
+
+def reset_accelerate() -> None:
+    """Accelerate keeps device, precision and accumulation for the whole process; the next run brings its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def make_few_shapes(out: Path, seed: int = 0, per_class: int = 2) -> Path:
+    """Shapes with two pictures of each class in each part, where the command writes 70 and 30."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
+        patch.setattr(shapes, "PARTS", {"train2014": per_class, "val2014": per_class})
+        shapes.make_shapes(out, seed)
+    return out
+
+
+def write_tiny_base(folder: Path, seed: int = 0) -> Path:
+    """The layout of `diffews make-tiny-base` with a VAE that has learnt nothing; training starts from the seed."""
+    torch.manual_seed(seed)
+    AutoencoderKL(**VAE, scaling_factor=0.6).save_pretrained(folder / "vae")
+    DiffewsUNet(**UNET).save_config(folder / "unet")
+    save_text({"eval": torch.randn(TEXT_SHAPE), "train": torch.randn(TEXT_SHAPE)}, folder)
+    return folder
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weight dir or a checkpoint."""
+    folder = out / "unet" / "unet" if (out / "unet" / "unet").is_dir() else out / "unet"
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not bit-equal."""
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def log_lines(out: Path) -> list[SimpleNamespace]:
+    return [SimpleNamespace(**json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def checkpoints(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if path.name.startswith("checkpoint-"))
+
+
+def batches_of(run) -> list:
+    """The micro-batches of a trainer, from the first on, read from the disk."""
+    source = PixelSource(run.benchmark, run.config.image_size)
+    return [run.reader(source).read(micro_step) for micro_step in range(run.config.steps * run.config.accumulate)]
