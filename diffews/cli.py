@@ -50,6 +50,7 @@ def run_eval(config: EvalConfig) -> None:
     fold = find_fold(config, source)
     dataset = open_test_set(config, fold, source.image_size(config.image_size))
     dataset.check_files()
+    config.weight = str(source.path)  # so that the result names the shipped weights, too
     out = Path(config.out or Path("results") / source.path.name / f"{config.benchmark}_fold{fold}_{config.shots}shot")
 
     from diffews.evaluate import evaluate

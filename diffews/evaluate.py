@@ -77,6 +77,7 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
         "shots": config.shots,
         "image_size": dataset.image_size,
         "list_sha256": dataset.published.sha256,
+        "objects_sha256": dataset.published.objects_sha256,
         "device": device.type,
         "dtype": config.dtype,
         "batch": config.batch,
@@ -94,6 +95,7 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
     ]
     done, start = len(records), time.perf_counter()
     if groups:
+        read_group(dataset, groups[0])  # bad input is refused before anything loads or is written
         exact_arithmetic(config.threads)
         pipeline = build_pipeline(source, torch_dtype(config.dtype), device, config.allow_bin)
         if world.is_main_process:

@@ -17,8 +17,7 @@ from diffews.files import read_json
 from diffews.metrics import bootstrap_samples, interval
 from diffews.published import PUBLISHED, Published
 
-PROTOCOL = ("image_size", "episodes", "threshold", "threshold_rule", "dtype", "list", "metric")  # alike in one mean
-METRIC = "mIoU over the fold's classes"
+PROTOCOL = ("image_size", "episodes", "threshold", "threshold_rule", "dtype", "list")  # alike in one mean
 BUILT_IN = ("coco20i", "pascal5i", "fss1000")  # benchmarks whose published list is known without data
 Row = list[str]
 
@@ -63,7 +62,9 @@ def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
         rows = [_published_row(entry, shots, folds) for entry in published]
         for method in dict.fromkeys(run.method for run in own):
             rows += _own_rows(method, [run for run in own if run.method == method], published, shots, folds)
-        notes = [entry.note for entry in published if entry.note] + [f"ours: {_protocol_note(own)}"]
+        notes = [entry.note for entry in published if entry.note] + [
+            f"ours: {note}" for note in dict.fromkeys(_protocol_note([run]) for run in own)
+        ]
         parts.append(STYLES[style](benchmark, [*header, "source"], rows, notes))
     return "\n\n".join(parts)
 
@@ -74,12 +75,14 @@ def read_run(folder: Path) -> Run:
     try:
         lines = (folder / "episodes.jsonl").read_text().splitlines()[: result["episodes"]]
         records = [json.loads(line) for line in lines]
+        if len(records) != result["episodes"] or result["benchmark"] not in BENCHMARKS:
+            raise ValueError(f"{len(records)} of {result['episodes']} episodes")
         inter, union = (np.array([record[part][1] for record in records]) for part in ("inter", "union"))
         samples = bootstrap_samples([r["class_id"] for r in records], result["class_ids"], inter, union)
         weight = str(result["config"]["weight"])
         return Run(
             path=folder,
-            method=re.sub(r"_fold\d+$", "", Path(weight).name),
+            method=_method(Path(weight)),
             benchmark=result["benchmark"],
             fold=result["fold"],
             shots=result["shots"],
@@ -87,8 +90,15 @@ def read_run(folder: Path) -> Run:
             samples=samples,
             protocol={**{key: result[key] for key in PROTOCOL if key in result}, "list": _list_name(result)},
         )
-    except (KeyError, OSError, ValueError, IndexError) as error:
+    except (KeyError, OSError, ValueError, IndexError, TypeError) as error:
         raise InputError(f"{folder} is no finished evaluation ({error!r}); run `diffews eval` into it") from None
+
+
+def _method(weight: Path) -> str:
+    """Names a row: the weight dir without its fold, looked for above `unet` and `checkpoint-N`."""
+    while re.fullmatch(r"unet|checkpoint-\d+", weight.name) and weight.parent != weight:
+        weight = weight.parent
+    return re.sub(r"_fold\d+$", "", weight.name)
 
 
 def _list_name(result: dict[str, Any]) -> str:
@@ -98,7 +108,8 @@ def _list_name(result: dict[str, Any]) -> str:
         return "from the data folder"
     shown = load_benchmark(benchmark, "", result["fold"], shots=result["shots"], splits="builtin")
     same = shown.episodes[: result["episodes"]].sha256 == result["episodes_sha256"]
-    return "published" if same else "not the published one"
+    made = [f"{k}={v}" for k in ("episodes_file", "drawn_shots") if (v := result["config"].get(k))]
+    return "published" if same else ", ".join(["not the published one", *made])
 
 
 def _own_rows(method: str, runs: list[Run], published: list[Published], shots: list[int], folds: int) -> list[Row]:

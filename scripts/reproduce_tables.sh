@@ -14,7 +14,8 @@ for word in "$@"; do
     *) keys+=("$word") ;;
   esac
 done
-strict=() incontext=() missing=()
+strict=() incontext=() missing=() failed=()
+[ -d "$data/COCO2014" ] || missing+=("$data/COCO2014")
 
 evaluate() { # evaluate WEIGHT BENCHMARK FOLD SHOTS: the folder of the run is left in $run
   run=$out/$(basename "$1")/$2_fold$3_$4shot
@@ -25,14 +26,19 @@ evaluate() { # evaluate WEIGHT BENCHMARK FOLD SHOTS: the folder of the run is le
 for fold in 0 1 2 3; do
   weight=$weights/coco_fold$fold
   [ -d "$weight" ] || { missing+=("$weight"); continue; }
-  for shots in 1 5; do evaluate "$weight" coco20i $fold $shots && strict+=("$run"); done
+  [ -d "$data/COCO2014" ] || continue
+  for shots in 1 5; do
+    if evaluate "$weight" coco20i $fold $shots; then strict+=("$run"); else failed+=("$run"); fi
+  done
 done
 if [ -d "$weights/incontext" ]; then
   for plan in COCO2014:coco20i:4 VOC2012:pascal5i:4 LVIS:lvis92i:10; do
     IFS=: read -r folder benchmark folds <<<"$plan"
-    [ -d "$data/$folder" ] || { missing+=("$data/$folder"); continue; }
+    [ -d "$data/$folder" ] || { [ "$folder" = COCO2014 ] || missing+=("$data/$folder"); continue; }
     for ((fold = 0; fold < folds; fold++)); do
-      for shots in 1 5; do evaluate "$weights/incontext" $benchmark $fold $shots && incontext+=("$run"); done
+      for shots in 1 5; do
+        if evaluate "$weights/incontext" $benchmark $fold $shots; then incontext+=("$run"); else failed+=("$run"); fi
+      done
     done
   done
 else
@@ -47,4 +53,5 @@ show() { # show TITLE SETTING RUN ...
 [ ${#strict[@]} -eq 0 ] || show "Table 2: strict few-shot" strict "${strict[@]}"
 [ ${#incontext[@]} -eq 0 ] || show "Table 1: in-context" in-context "${incontext[@]}"
 for name in "${missing[@]}"; do echo "missing, so left out: $name"; done
+for name in "${failed[@]}"; do echo "failed, so left out: $name"; done
 [ ${#strict[@]} -gt 0 ] || [ ${#incontext[@]} -gt 0 ] || { echo "nothing to evaluate; see weight/README.md" >&2; exit 2; }

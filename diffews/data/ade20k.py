@@ -55,9 +55,13 @@ class Ade20k(Benchmark):
 
     def _read_lists(self) -> dict[str, list[str]]:
         file = self.root / f"lists_{self.part}.json"
+        lists: dict[str, list[str]]
         if file.is_file():
-            return read_json_file(file)
-        lists: dict[str, list[str]] = {}
+            lists = read_json_file(file)
+            if not isinstance(lists, dict) or not all(isinstance(names, list) for names in lists.values()):
+                raise InputError(f"{file} does not hold class -> picture names; remove it to have it written again")
+            return lists
+        lists = {}
         for image in tqdm(list_images(self.root / "images" / self.part), unit="image", desc="lists"):
             mask_file = self.files(Sample(image.name))[1]
             mask = open_mask(mask_file)

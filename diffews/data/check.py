@@ -29,7 +29,7 @@ def check_folder(benchmark: Benchmark, split: str, workers: int) -> FolderReport
     report = FolderReport()
     pairs = [(s, c) for c, samples in benchmark.images.items() for s in dict.fromkeys(samples)]
     samples = dict.fromkeys(sample for sample, _ in pairs)
-    missing = {s for s in samples if not all(file.is_file() for file in benchmark.files(s))}
+    missing = dict.fromkeys(s for s in samples if not all(file.is_file() for file in benchmark.files(s)))
     report.lines.append(f"{split}: {len(benchmark.class_ids)} classes, {len(samples)} pictures, {len(pairs)} masks")
     for sample in list(missing)[:SHOWN]:
         absent = next(file for file in benchmark.files(sample) if not file.is_file())

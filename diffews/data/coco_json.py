@@ -1,6 +1,8 @@
 """Any COCO-format file is a benchmark: classes split into folds, masks filled when they are needed."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Hashable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +94,21 @@ class CocoContent:
         categories = self._by_id(content, "categories", ("name",))
         self.categories = {i: str(categories[i]["name"]) for i in sorted(categories)}
         self.images = self._by_id(content, "images", ("file_name", "height", "width"))
+        names: set[str] = set()
+        for i, picture in self.images.items():
+            name = picture["file_name"]
+            if not isinstance(name, str) or name in names:
+                raise InputError(f"{where}: image {i} has the file_name {name!r}, which is no text or stands twice")
+            if not all(isinstance(picture[key], Integral) and picture[key] > 0 for key in ("height", "width")):
+                size = f"{picture['width']} x {picture['height']}"
+                raise InputError(f"{where}: image {i} has the width and height {size}, which is no size")
+            if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+                raise InputError(f"{where}: image {i} has the file_name {name!r}, which leads out of the folder")
+            names.add(name)
         self.of_image: dict[Any, list[dict[str, Any]]] = {}
         for i, annotation in self._by_id(content, "annotations", ("image_id", "category_id", "segmentation")).items():
             for key, known in (("image_id", self.images), ("category_id", self.categories)):
-                if annotation[key] not in known:
+                if not isinstance(annotation[key], Hashable) or annotation[key] not in known:
                     raise InputError(f"{where}: annotation {i} has the {key} {annotation[key]}, which is not there")
             self.of_image.setdefault(annotation["image_id"], []).append(annotation)
 
@@ -116,6 +129,8 @@ class CocoContent:
             lacking = [key for key in ("id", *keys) if not isinstance(entry, dict) or key not in entry]
             if lacking:
                 raise InputError(f"{self.where}: {name}[{position}] lacks the key {lacking[0]!r}")
+            if not isinstance(entry["id"], Hashable):
+                raise InputError(f"{self.where}: {name}[{position}] has the id {entry['id']!r}, which is no number")
             if entry["id"] in by_id:
                 raise InputError(f"{self.where}: the id {entry['id']} stands twice in {name}")
             by_id[entry["id"]] = entry

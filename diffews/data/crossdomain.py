@@ -12,7 +12,7 @@ import numpy as np
 
 from diffews.data.episodes import Benchmark, EpisodeList, Picture, Sample, draw_in_turn
 from diffews.errors import InputError
-from diffews.images import open_mask, open_rgb
+from diffews.images import open_image, open_rgb
 
 TEST_EPISODES = 600
 FOREGROUND = 128  # least grey value
@@ -44,14 +44,17 @@ class _CrossDomain(Benchmark):
     def decode(self, sample: Sample, class_id: int) -> Picture:
         """Reads the picture and its mask."""
         image_file, mask_file = self.files(sample)
-        return Picture(open_rgb(image_file), (open_mask(mask_file) >= FOREGROUND).astype(np.uint8))
+        grey = np.asarray(open_image(mask_file).convert("L"))  # whatever the mode: PATNet's masks are grey values
+        return Picture(open_rgb(image_file), (grey >= FOREGROUND).astype(np.uint8))
 
     def classes_in(self, sample: Sample) -> list[int]:
         """Returns the class that the picture is listed under."""
         return [class_id for class_id, samples in self.images.items() if sample in samples]
 
     def _sorted(self, folder: str, suffix: str) -> list[Path]:
-        found = (self.root / folder).glob(f"*{suffix}")
+        found = list((self.root / folder).glob(f"*{suffix}"))
+        if not found:
+            raise InputError(f"{self.root / folder} holds no *{suffix}; see datasets/README.md")
         return sorted((path.relative_to(self.root) for path in found), key=str)
 
 

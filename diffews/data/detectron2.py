@@ -36,8 +36,11 @@ class Detectron2(CocoJson):
                 f"dataset={dataset} is not registered in detectron2{nearest(dataset, DatasetCatalog.list())}"
             )
         self.file, self.folder, self.fold = Path(f"detectron2:{dataset}"), Path("/"), fold or 0
-        names = MetadataCatalog.get(dataset).thing_classes
-        self._take(from_catalogue(DatasetCatalog.get(dataset), names, dataset), fold, folds, novel, split)
+        records = DatasetCatalog.get(dataset)  # first: detectron2's COCO loader names the classes when it reads
+        names = MetadataCatalog.get(dataset).get("thing_classes", None)
+        if not names:
+            raise InputError(f"dataset={dataset} names no classes; set thing_classes in detectron2's MetadataCatalog")
+        self._take(from_catalogue(records, names, dataset), fold, folds, novel, split)
 
 
 def from_catalogue(records: Sequence[dict[str, Any]], names: Sequence[str], dataset: str) -> CocoContent:

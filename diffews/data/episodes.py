@@ -74,8 +74,12 @@ class EpisodeList(Sequence[Episode]):
 
     def save(self, path: Path) -> None:
         """Writes the list with its hash, and the objects of part benchmarks, as JSON."""
-        objects = [[e.query.object_id, [s.object_id for s in e.supports]] for e in self]
-        content = {"sha256": self.sha256, "episodes": [episode.names() for episode in self], "objects": objects}
+        content = {
+            "sha256": self.sha256,
+            "objects_sha256": self.objects_sha256,
+            "episodes": [episode.names() for episode in self],
+            "objects": self._objects(),
+        }
         write_atomic(path, json.dumps(content) + "\n")
 
     @classmethod
@@ -84,7 +88,11 @@ class EpisodeList(Sequence[Episode]):
         content = read_json_file(path)
         try:
             episodes = cls(
-                Episode(class_id, Sample(query, q_object), tuple(map(Sample, supports, s_objects)))
+                Episode(
+                    class_id,
+                    Sample(query, q_object),
+                    tuple(Sample(*pair) for pair in zip(supports, s_objects, strict=True)),
+                )
                 for (class_id, query, supports), (q_object, s_objects) in zip(
                     content["episodes"], content["objects"], strict=True
                 )
@@ -94,9 +102,19 @@ class EpisodeList(Sequence[Episode]):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path} is no list of episodes; `diffews episodes save=FILE` writes one") from None
-        if episodes.sha256 != content.get("sha256"):
+        if [episodes.sha256, episodes.objects_sha256] != [content.get("sha256"), content.get("objects_sha256")]:
             raise InputError(f"{path}: the episodes do not have the hash that the file says; it was changed")
         return episodes
+
+    def _objects(self) -> list[Any]:
+        return [[e.query.object_id, [s.object_id for s in e.supports]] for e in self]
+
+    @property
+    def objects_sha256(self) -> str | None:
+        """Hash of the objects of a part benchmark; None for whole pictures."""
+        if all(s.object_id is None for e in self for s in (e.query, *e.supports)):
+            return None
+        return hashlib.sha256(json.dumps(self._objects()).encode()).hexdigest()
 
     @property
     def sha256(self) -> str:

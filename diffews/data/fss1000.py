@@ -23,13 +23,15 @@ class Fss1000(Benchmark):
         part, first, count = PARTS[split]
         file = split_file(self.root / "splits" / f"{part}.txt", Path("fss1000") / f"{part}.txt", splits)
         names = sorted(read_lines(file))
+        if not names:
+            raise InputError(f"{file} lists no category")
         if len(names) > count:
             raise InputError(f"{file} lists {len(names)} categories, FSS-1000 has {count} there")
         self.class_ids = list(range(first, first + count))  # all of them, in a smaller copy too
         self.class_names = {c: names[c - first] if c - first < len(names) else str(c) for c in self.class_ids}
-        level = "FSS-1000/data" if (self.root / "data").is_dir() or not self.root.is_dir() else "FSS-1000"
+        self.level = "data" if (self.root / "data").is_dir() or not self.root.is_dir() else ""
         self.images = {
-            first + index: [Sample(f"{level}/{name}/{number}.jpg") for number in range(1, PICTURES + 1)]
+            first + index: [Sample(f"FSS-1000/data/{name}/{number}.jpg") for number in range(1, PICTURES + 1)]
             for index, name in enumerate(names)
         }
 
@@ -43,7 +45,7 @@ class Fss1000(Benchmark):
 
     def files(self, sample: Sample) -> list[Path]:
         """Returns the picture and its mask."""
-        image = self.root.joinpath(*Path(sample.name).parts[1:])
+        image = self.root.joinpath(self.level, *Path(sample.name).parts[2:])
         return [image, image.with_suffix(".png")]
 
     def decode(self, sample: Sample, class_id: int) -> Picture:

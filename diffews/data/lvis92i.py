@@ -22,11 +22,17 @@ class Lvis92i(Benchmark):
         self.root = self.find_root(root, "LVIS")
         self.fold = fold or 0
         self.file, self.table = self._read("train" if split == "train" else "val")
-        _, val = (self.file, self.table) if split != "train" else self._read("val")
-        usable = [name for name, pictures in val.items() if len(pictures) > shots]
-        novel = [] if fold is None else [usable[fold + FOLDS * index] for index in range(len(usable) // FOLDS)]
-        others = [name for name, pictures in self.table.items() if name not in novel and len(pictures) > 1]
-        self.names = novel if split == "test" else others
+        file, val = (self.file, self.table) if split != "train" else self._read("val")
+
+        def novel(count: int) -> list[Any]:
+            usable = [name for name, pictures in val.items() if len(pictures) > count]
+            return [] if fold is None else [usable[fold + FOLDS * index] for index in range(len(usable) // FOLDS)]
+
+        if split == "test" and not novel(shots):
+            raise InputError(f"{file}: fewer than {FOLDS} classes have more than {shots} pictures")
+        held_out = {name for count in {1, 5, shots} for name in novel(count)}  # a fold's classes vary with the shots
+        others = [name for name, pictures in self.table.items() if name not in held_out and len(pictures) > 1]
+        self.names = novel(shots) if split == "test" else others
         self.class_ids = list(range(len(self.names)))
         self.class_names = {index: str(name) for index, name in enumerate(self.names)}
         self.images = {index: [Sample(file) for file in self.table[name]] for index, name in enumerate(self.names)}
@@ -62,6 +68,8 @@ class Lvis92i(Benchmark):
 
     def _read(self, part: str) -> tuple[Path, dict[Any, dict[str, Any]]]:
         file, table = read_table(self.root, f"lvis_{part}")
-        if not all(isinstance(pictures, dict) for pictures in table.values()):
+        if not all(
+            isinstance(pictures, dict) and all(isinstance(f, str) for f in pictures) for pictures in table.values()
+        ):
             raise InputError(f"{file} does not hold class -> picture -> annotations")
         return file, table

@@ -1,6 +1,7 @@
 """Several benchmarks as one source of training episodes, each with a weight (the paper's in-context setting)."""
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ class Mix(Benchmark):
         self.class_ids, self.class_names, self.images = [], {}, {}
         self.groups = []
         for k, (name, weight, part) in enumerate(parts):
+            if not any(len(set(part.images[c])) > 1 for c in part.class_ids):
+                raise InputError(f"mix={name}: no class has two pictures; an episode needs a query and a support")
             ids = [k * STRIDE + c for c in part.class_ids]
             self.groups.append((weight, ids))
             self.class_ids += ids
@@ -63,7 +66,7 @@ def parse_mix(words: Sequence[str]) -> list[tuple[str, float]]:
             share = float(weight or 1)
         except ValueError:
             share = 0.0
-        if share <= 0:
+        if not 0 < share < math.inf:  # nan is neither
             raise InputError(f"mix={word}: the weight is not a positive number; write benchmark:weight")
         parts.append((name, share))
     return parts

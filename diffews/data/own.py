@@ -75,21 +75,23 @@ class FolderBenchmark(Benchmark):
 
     def _samples(self, name: str) -> list[Sample]:
         samples = []
-        for file in sorted((self.root / name).iterdir()):
-            if file.suffix.lower() not in IMAGE_SUFFIXES or file.stem.endswith("_mask"):
-                continue
-            if not file.resolve().is_relative_to(self.root.resolve()):
-                raise InputError(f"{file} is a link out of the folder; put the file itself there")
+        files = sorted(file for file in (self.root / name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        photos = {file.stem for file in files if file.suffix.lower() != ".png"}
+        for file in files:
             is_png = file.suffix.lower() == ".png"
-            mask = file.with_name(f"{file.stem}_mask.png") if is_png else file.with_suffix(".png")
-            if is_png and (
-                not mask.is_file() or any(file.with_suffix(s).is_file() for s in IMAGE_SUFFIXES if s != ".png")
-            ):
+            if file.stem.endswith("_mask") or is_png and file.stem in photos:
                 continue  # itself a mask
+            if not str(file).isprintable():
+                raise InputError(f"{str(file)!a}: the name is not UTF-8 text; rename the file")
+            named = f"{file.stem}_mask.png"
+            mask = file.with_suffix(".png")
+            if is_png or not mask.is_file():
+                mask = file.with_name(named)
             if not mask.is_file():
-                mask = file.with_name(f"{file.stem}_mask.png")
-            if not mask.is_file():
-                raise InputError(f"{file} has no mask; put it beside as {file.stem}.png")
+                raise InputError(f"{file} has no mask; put it beside as {named if is_png else f'{file.stem}.png'}")
+            for used in (file, mask):
+                if not used.resolve().is_relative_to(self.root.resolve()):
+                    raise InputError(f"{used} is a link out of the folder; put the file itself there")
             sample = Sample(f"{name}/{file.name}")
             self.masks[sample.name] = mask
             samples.append(sample)

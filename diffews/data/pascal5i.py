@@ -62,8 +62,9 @@ class Pascal5i(Benchmark):
     def _class_map(self, sample: Sample) -> np.ndarray:
         file = self.files(sample)[1]
         class_map = open_mask(file)
-        if ((class_map > len(CLASS_NAMES)) & (class_map != BOUNDARY)).any():
-            raise InputError(f"{file} holds the value {class_map.max()}; PASCAL masks hold 0 to 20, and 255")
+        wrong = class_map[(class_map > len(CLASS_NAMES)) & (class_map != BOUNDARY)]
+        if wrong.size:
+            raise InputError(f"{file} holds the value {wrong.max()}; PASCAL masks hold 0 to 20, and 255")
         return class_map
 
     def _read_list(self, split: str, fold: int, splits: str) -> list[tuple[Sample, int]]:

@@ -42,6 +42,8 @@ class PascalPart(Benchmark):
             raise InputError(
                 f"{self.file} lacks the key {error}; it holds fold -> object -> part -> train, val"
             ) from None
+        if not self.parts:
+            raise InputError(f"{self.file}: no part of {novel} has pictures in train and val")
         self.class_ids = list(range(len(self.parts)))
         self.class_names = {c: "+".join(names) for c, names in enumerate(self.parts)}
         self._annotations: dict[str, list[dict[str, Any]]] = {}  # by picture, as they are read
@@ -83,22 +85,33 @@ class PascalPart(Benchmark):
         image, file = open_rgb(self.files(sample)[0]), self._annotation_file(sample.name)
         if sample.object_id is None:
             raise InputError(f"{file}: which object of {sample.name}? a sample of Pascal-Part names one")
+        if sample.object_id >= len(self._objects(sample.name)):
+            raise InputError(f"{file}: {sample.name} has no object {sample.object_id}")
         found = self._objects(sample.name)[sample.object_id]
         mask, where = np.zeros((image.height, image.width), np.uint8), f"{file}: object {sample.object_id}"
         try:
-            box = [int(float(found["bndbox"][key])) for key in ("xmin", "ymin", "xmax", "ymax")]
+            left, top, right, bottom = (int(float(found["bndbox"][key])) for key in ("xmin", "ymin", "xmax", "ymax"))
+        except KeyError as error:
+            raise InputError(f"{where} lacks the key {error}") from None
+        except (TypeError, ValueError):
+            raise InputError(f"{where}: bndbox={found['bndbox']!r} is no box of numbers") from None
+        right, bottom = min(right, image.width), min(bottom, image.height)
+        if not (0 <= left < right and 0 <= top < bottom):
+            raise InputError(f"{where}: bndbox={found['bndbox']!r} holds no pixel of the picture")
+        try:
             codes = [c for p in found["parts"] if p["name"] == self.parts[class_id][1] for c in p["mask"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{where} has no proper {error}") from None
+            raise InputError(f"{where}: part without a proper mask ({error})") from None
         for code in codes:
             mask |= segmentation_mask(code, image.height, image.width, where)
-        left, top, right, bottom = box
-        crop = image.crop((left, top, min(right, image.width), min(bottom, image.height)))
+        crop = image.crop((left, top, right, bottom))
         return Picture(crop, np.ascontiguousarray(mask[top:bottom, left:right]))
 
     def classes_in(self, sample: Sample) -> list[int]:
         """Returns the classes of this split that the sample's object has a part of."""
-        return [class_id for class_id in self.class_ids if sample in self._with_part(sample.name, class_id)]
+        found = self._objects(sample.name)[sample.object_id or 0]
+        own = {(found.get("name"), part.get("name")) for part in found.get("parts", ())}
+        return [class_id for class_id in self.class_ids if self.parts[class_id] in own]
 
     def _annotation_file(self, name: str) -> Path:
         return self.root / "Annotations_Part_json_merged_part_classes" / f"{name}.json"
@@ -110,6 +123,10 @@ class PascalPart(Benchmark):
         content = read_json_file(file)
         if not isinstance(content, dict) or not isinstance(content.get("object"), list):
             raise InputError(f"{file} lacks the key 'object'")
+        for found in content["object"]:
+            parts = found.get("parts", []) if isinstance(found, dict) else None
+            if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+                raise InputError(f"{file}: 'object' does not hold objects with 'parts'")
         self._annotations[name] = content["object"]
         return content["object"]
 

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from diffews.data.coco20i import FOLDS, Coco20i
-from diffews.data.coco_json import read_coco
+from diffews.data.coco20i import CLASS_NAMES, FOLDS, Coco20i
+from diffews.data.coco_json import CocoContent, read_coco
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
 from diffews.data.polygons import segmentation_mask
@@ -69,6 +69,8 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
     """
     file, folder = root / "annotations" / f"instances_{part}.json", root / "annotations" / part
     content = read_coco(file)
+    if len(content.categories) != len(CLASS_NAMES):
+        raise InputError(f"{file} has {len(content.categories)} categories, not COCO's {len(CLASS_NAMES)}")
     open_run(folder, {"rasterizer": rasterizer, "annotations": len(content.of_image), "images": len(content.images)})
     index = {category: position + 1 for position, category in enumerate(content.categories)}
     todo = []
@@ -90,13 +92,13 @@ def prepare_and_check_coco(
     root, split = Benchmark.find_root(data, "COCO2014"), {"train2014": "train", "val2014": "test"}
     if part not in split:
         raise InputError(f"parts={part} is not one of {', '.join(split)}")
-    prepare_coco(root, part, rasterizer, workers)
     lists: dict[int, list[str]] = {}
     names: dict[int, str] = {}
     for fold in range(FOLDS):  # together they list every class
         benchmark = Coco20i(data, fold, split[part])
         lists.update({c: [sample.name for sample in samples] for c, samples in benchmark.images.items()})
         names.update(benchmark.class_names)
+    prepare_coco(root, part, rasterizer, workers)
     return check_masks(root, part, lists, workers, least), names
 
 
@@ -150,16 +152,16 @@ def prepare_lvis(root: Path, part: str) -> Path:
     """
     file = root / f"lvis_v1_{part}.json"
     content = read_json_file(file)
-    try:
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        pictures = {image["id"]: "/".join(image["coco_url"].split("/")[-2:]) for image in content["images"]}
-        table: dict[str, dict[str, Any]] = {names[i]: {} for i in sorted(names)}
-        for annotation in content["annotations"]:
-            of_class = table[names[annotation["category_id"]]]
-            entry = of_class.setdefault(pictures[annotation["image_id"]], {"annotations": []})
-            entry["annotations"].append({"segmentation": annotation["segmentation"]})
+    try:  # LVIS v1 names pictures by their address
+        images = [{**i, "file_name": "/".join(i["coco_url"].split("/")[-2:])} for i in content["images"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: the key {error} is missing or points nowhere; is it LVIS v1?") from None
+        raise InputError(f"{file}: the key {error} is missing; is it LVIS v1?") from None
+    checked = CocoContent({**content, "images": images}, file)
+    table: dict[str, dict[str, Any]] = {name: {} for name in checked.categories.values()}
+    for annotation in content["annotations"]:
+        of_class = table[checked.categories[annotation["category_id"]]]
+        entry = of_class.setdefault(checked.images[annotation["image_id"]]["file_name"], {"annotations": []})
+        entry["annotations"].append({"segmentation": annotation["segmentation"]})
     target = root / f"lvis_{part}.json"
     write_atomic(target, json.dumps({name: found for name, found in table.items() if found}))
     return target

@@ -138,7 +138,7 @@ def start_unet(base: Path, dtype: "torch.dtype", seed: int = 0, allow_bin: bool 
     if not (folder / "config.json").is_file():
         raise InputError(f"{base}: no unet/config.json in it, which training starts from")
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
-        unet, missing = _load(DiffewsUNet, folder, dtype, allow_bin)
+        unet, missing = _load(DiffewsUNet, folder, dtype, allow_bin, may_lack=True)
         _check_complete(folder, [name for name in missing if not name.startswith("conv_in_ref.")])
         if not missing:
             return unet
@@ -163,7 +163,9 @@ def load_module(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", all
     return module.eval().requires_grad_(False)
 
 
-def _load(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", allow_bin: bool) -> tuple[Any, list[str]]:
+def _load(
+    cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", allow_bin: bool, may_lack: bool = False
+) -> tuple[Any, list[str]]:
     """Loads a diffusers module -> the module and the names of the tensors that the file lacks."""
     from diffusers.utils import logging
 
@@ -176,7 +178,7 @@ def _load(cls: "type[ModelMixin]", folder: Path, dtype: "torch.dtype", allow_bin
             torch_dtype=dtype,
             variant="fp16" if ".fp16." in file.name else None,
             use_safetensors=not file.name.endswith(".bin"),  # diffusers reads .bin with weights_only=True
-            low_cpu_mem_usage=False,  # else a tensor that the file lacks has no memory
+            low_cpu_mem_usage=not may_lack,  # which gives no memory to a tensor that the file lacks
             output_loading_info=True,
             local_files_only=True,
         )
