@@ -83,7 +83,7 @@ class PacoPart(Benchmark):
             mask |= segmentation_mask(annotation["segmentation"], image.height, image.width, where)
         box = own[0].get("obj_bbox")
         try:
-            x, y, width, height = (float(value) for value in box)
+            x, y, width, height = (float(value) for value in box or ())
         except (TypeError, ValueError):
             raise InputError(f"{where}: obj_bbox={box!r} is not x, y, width, height") from None
         left, top = int(x), int(y)
