@@ -106,11 +106,16 @@ def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int, 
     """Returns function(item) of every item in order, on `workers` processes, with a progress bar."""
     if workers < 2 or len(items) < 2:
         return [function(item) for item in tqdm(items, unit="image", desc=name)]
-    with ProcessPoolExecutor(workers) as pool:
-        results = pool.map(
-            functools.partial(_guarded, function), items, chunksize=max(1, min(64, len(items) // workers))
-        )
-        return [_unwrap(result) for result in tqdm(results, total=len(items), unit="image", desc=name)]
+    chunk, results = max(1, min(64, len(items) // workers)), []
+    with ProcessPoolExecutor(workers) as pool, tqdm(total=len(items), unit="image", desc=name) as bar:
+        try:
+            for result in pool.map(functools.partial(_guarded, function), items, chunksize=chunk):
+                results.append(_unwrap(result))
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else the error would be shown when all else is done
+            raise
+    return results
 
 
 def rasterize(
