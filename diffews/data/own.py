@@ -81,7 +81,7 @@ class FolderBenchmark(Benchmark):
             is_png = file.suffix.lower() == ".png"
             if file.stem.endswith("_mask") or is_png and file.stem in photos:
                 continue  # itself a mask
-            if not str(file).isprintable():
+            if str(file).encode(errors="ignore").decode() != str(file):
                 raise InputError(f"{str(file)!a}: the name is not UTF-8 text; rename the file")
             named = f"{file.stem}_mask.png"
             mask = file.with_suffix(".png")
