@@ -29,7 +29,7 @@ from diffews.config import (
     load,
     require,
 )
-from diffews.data import BENCHMARKS, check_fold, load_benchmark, open_benchmark
+from diffews.data import BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.errors import InputError, nearest
 from diffews.models.weights import (
@@ -106,6 +106,8 @@ def run_train(config: TrainConfig) -> None:
     require(config, "base", "out")
     base = check_base(resolve(str(config.base), BASE_FILES), f"base={config.base}")
     check_image_size(config.image_size, base)
+    if config.mix:
+        config.fold = None  # no class of a mix is held out
     benchmark = open_training_set(config)
     benchmark.check_files(dict.fromkeys(s for samples in benchmark.images.values() for s in samples))
     validation = None
@@ -137,12 +139,17 @@ def open_training_set(config: TrainConfig) -> Benchmark:
         )
     from diffews.data.mix import Mix, parse_mix
 
-    return Mix(
-        [
-            (name, weight, open_benchmark(name, config.data, None, "train", config.splits, config.shots))
-            for name, weight in parse_mix(config.mix)
-        ]
-    )
+    options = {key: value for key, value in config.options().items() if value not in (None, [])}
+    shares = parse_mix(config.mix)
+    foreign = sorted(options.keys() - set().union(*(option_names(name) for name, _ in shares)))
+    if foreign:
+        raise InputError(f"{foreign[0]}= is a key of no benchmark in mix=")
+    parts = []
+    for name, weight in shares:
+        own = {key: value for key, value in options.items() if key in option_names(name)}
+        part = open_benchmark(name, config.data, None, "train", config.splits, config.shots, **own)
+        parts.append((name, weight, part))
+    return Mix(parts)
 
 
 def run_prepare(config: PrepareConfig) -> int:
@@ -173,7 +180,7 @@ def run_prepare(config: PrepareConfig) -> int:
 
 def run_check(config: CheckConfig) -> int:
     """Tests a data folder."""
-    from diffews.data.check import check_folder
+    from diffews.data.check import check_folder, compare_with_published
 
     workers, good = config.workers or os.cpu_count() or 1, True
     for split in config.parts:
@@ -182,6 +189,9 @@ def run_check(config: CheckConfig) -> int:
             config.benchmark, config.data, fold, split, config.splits, config.shots, **config.options()
         )
         report = check_folder(benchmark, split, workers)
+        if benchmark.builtin_lists and config.splits != "builtin":
+            published = open_benchmark(config.benchmark, config.data, fold, split, "builtin", config.shots)
+            report.lines.append(compare_with_published(split, benchmark, published))
         print("\n".join(report.lines))
         good = good and report.good
     print("the folder is good" if good else "the folder is NOT good")
@@ -326,7 +336,7 @@ def default_weight(fold: int | None) -> str:
 
 def find_fold(config: ListKeys, source: WeightSource) -> int:
     """Returns the fold that was asked for, else `_fold<N>` of the weight dir's name, else the one that was trained."""
-    if config.fold is not None or BENCHMARKS[config.benchmark][2] == 0:
+    if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
         return config.fold or 0
     named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
     fold = int(named[1]) if named else source.record.get("fold")

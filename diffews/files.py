@@ -1,11 +1,12 @@
 """Files that are complete or not there at all, and folders that belong to one run."""
 
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,6 +95,24 @@ def open_run(out: Path, identity: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():
         write_atomic(out / "run.json", json.dumps(identity, indent=1) + "\n")
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """Returns the sha256 over the files' contents, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 24):
+                    digest.update(chunk)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def relative_base(base: Path, folder: Path) -> str:
+    """Returns how a weight dir records its base: relative to itself, so that both can move together."""
+    return os.path.relpath(base.resolve(), folder.resolve())
 
 
 def versions() -> dict[str, str]:

@@ -29,12 +29,11 @@ from diffews.data.latents import LatentCache
 from diffews.data.loading import stream
 from diffews.data.training import BatchReader, PixelSource, Source, TrainingBatch, TrainingEpisodes
 from diffews.errors import InputError
-from diffews.files import check_run, open_run, versions
+from diffews.files import check_run, hash_files, open_run, versions
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.weights import (
     first_line,
     hash_base,
-    hash_files,
     load_text,
     load_unet,
     load_vae,

@@ -28,20 +28,6 @@ LEAST = 150  # pixels; what 2048 are to real pictures
 IDS = sorted(np.random.default_rng(7).permutation(np.arange(1, 91))[:80].tolist())  # with gaps, as COCO's
 
 
-@pytest.fixture
-def refused(run):
-    """As conftest's, but for a progress bar with a name before the error."""
-
-    def call(*words):
-        outcome = run(*words)
-        assert outcome.code == 2 and outcome.out == "", outcome
-        lines = [line for line in outcome.err.splitlines() if line.strip() and "%|" not in line]
-        assert len(lines) == 1 and lines[0].startswith("diffews: error: "), outcome.err
-        return lines[0].removeprefix("diffews: error: ")
-
-    return call
-
-
 def pixels(file):
     with Image.open(file) as image:
         return np.asarray(image)

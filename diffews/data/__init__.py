@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,18 +94,28 @@ def open_benchmark(
     **options: Any,
 ) -> "Benchmark":
     """Opens a benchmark's classes and image lists; see `load_benchmark`. fold None holds no class out of training."""
-    if name not in BENCHMARKS:
-        raise InputError(f"benchmark={name!r} is not one of {', '.join(BENCHMARKS)}{nearest(name, BENCHMARKS)}")
+    _class_of(name)
     if fold is not None:
         check_fold(name, fold)
     elif split == "test":
         raise InputError("fold= is missing; test episodes are of the classes that a fold holds out")
     if split not in SPLITS:
         raise InputError(f"split={split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
-    module, cls, _ = BENCHMARKS[name]
-    opener = getattr(importlib.import_module(f"diffews.data.{module}"), cls)
     given = {key: value for key, value in options.items() if value not in (None, "", [])}
-    foreign = [key for key in given if key not in inspect.signature(opener).parameters]
+    foreign = sorted(given.keys() - option_names(name))
     if foreign:
         raise InputError(f"{foreign[0]}= is no key of benchmark={name}")
-    return opener(Path(root), fold, split, splits, shots, **given)
+    return _class_of(name)(Path(root), fold, split, splits, shots, **given)
+
+
+def option_names(name: str) -> set[str]:
+    """Returns the keys that only some benchmarks take, such as annotations=, and this one does."""
+    common = {"self", "root", "fold", "split", "splits", "shots"}
+    return set(inspect.signature(_class_of(name)).parameters) - common
+
+
+def _class_of(name: str) -> "Callable[..., Benchmark]":
+    if name not in BENCHMARKS:
+        raise InputError(f"benchmark={name!r} is not one of {', '.join(BENCHMARKS)}{nearest(name, BENCHMARKS)}")
+    module, cls, _ = BENCHMARKS[name]
+    return getattr(importlib.import_module(f"diffews.data.{module}"), cls)

@@ -28,6 +28,8 @@ CLASS_NAMES = [  # in the order of the sorted COCO category ids
 class Coco20i(Benchmark):
     """COCO-20i in the layout of datasets/README.md; masks are class-index PNGs (0 background, class + 1)."""
 
+    builtin_lists = True
+
     def __init__(
         self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1, images: str = "2014"
     ) -> None:

@@ -158,6 +158,7 @@ class DecodedEpisode:
 class Benchmark(ABC):
     """One data set: its classes, the images of each, how test episodes are drawn, how a sample is decoded."""
 
+    builtin_lists = False  # whether the published lists are built in
     fold: int
     class_ids: list[int]  # of the split: the fold's novel classes in the test split
     class_names: dict[int, str]

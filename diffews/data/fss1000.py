@@ -17,6 +17,8 @@ FOREGROUND = 128  # least grey value
 class Fss1000(Benchmark):
     """FSS-1000 in the layout of datasets/README.md; masks are grey pictures beside the photos."""
 
+    builtin_lists = True
+
     def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
         self.root = self.find_root(root, "FSS-1000")
         self.fold = 0

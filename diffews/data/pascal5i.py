@@ -21,6 +21,7 @@ CLASS_NAMES = [
 class Pascal5i(Benchmark):
     """PASCAL-5i in the layout of datasets/README.md; masks are class-index PNGs (0, 1..20, 255 = boundary)."""
 
+    builtin_lists = True
     novel_classes: tuple[tuple[int, ...], ...] = tuple(tuple(range(5 * f, 5 * f + 5)) for f in range(FOLDS))
 
     def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:

@@ -18,7 +18,7 @@ from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
 from diffews.data.polygons import segmentation_mask
 from diffews.errors import InputError
-from diffews.files import open_run, write_atomic
+from diffews.files import hash_files, open_run, write_atomic
 from diffews.images import open_mask
 
 GOOD = 0.999  # share of (picture, class) pairs that agree, from which a self-check calls masks right
@@ -71,7 +71,7 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
     content = read_coco(file)
     if len(content.categories) != len(CLASS_NAMES):
         raise InputError(f"{file} has {len(content.categories)} categories, not COCO's {len(CLASS_NAMES)}")
-    open_run(folder, {"rasterizer": rasterizer, "annotations": len(content.of_image), "images": len(content.images)})
+    open_run(folder, {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])})
     index = {category: position + 1 for position, category in enumerate(content.categories)}
     todo = []
     for image_id, picture in content.images.items():

@@ -1,6 +1,5 @@
 """Finds and loads weights: every layout of the released weights, Stable Diffusion folders, and our own."""
 
-import hashlib
 import json
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffews.errors import InputError
-from diffews.files import read_json, write_atomic
+from diffews.files import hash_files, read_json, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -296,24 +295,6 @@ def hash_base(base: Path) -> str:
     text = base / "text.safetensors"
     texts = [text] if text.is_file() else weight_files(base / "text_encoder")
     return hash_files([*weight_files(base / "vae"), base / "vae" / "config.json", *texts])
-
-
-def hash_files(paths: Sequence[Path]) -> str:
-    """Returns the sha256 over the files' contents, one after another."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 24):
-                    digest.update(chunk)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
-
-
-def relative_base(base: Path, folder: Path) -> str:
-    """Returns how a weight dir records its base: relative to itself, so that both can move together."""
-    return os.path.relpath(base.resolve(), folder.resolve())
 
 
 def write_record(folder: Path, place: Path, record: dict[str, Any]) -> None:
