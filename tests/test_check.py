@@ -55,7 +55,7 @@ def test_each_split_that_is_asked_for_is_tested(check):
     outcome = check(f"parts={','.join(SPLITS)}")
     assert outcome.code == 0
     assert list(dict.fromkeys(line.split(":")[0] for line in outcome.out.splitlines()[:-1])) == list(SPLITS)
-        assert outcome.out.count("cannot stand beside published ones") == len(SPLITS)
+    assert outcome.out.count("cannot stand beside published ones") == len(SPLITS)
 
 
 def test_nothing_in_the_folder_changes(check, own_coco):
