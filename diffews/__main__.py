@@ -2,6 +2,12 @@
 
 import sys
 
-from diffews.cli import main
+try:
+    from diffews.cli import main
+except ModuleNotFoundError as error:
+    cure = "run bash scripts/setup.sh, then . .venv/bin/activate"
+    sys.exit(f"diffews: error: {error}; {cure}")
+except KeyboardInterrupt:
+    sys.exit(130)
 
 sys.exit(main())

@@ -1,6 +1,8 @@
 """What puts a model's figures into proportion: masks that no model made, and a model shown the wrong class."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +11,30 @@ from tqdm import tqdm
 
 from diffews.config import BaselinesConfig
 from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, decode_sample
-from diffews.device import exact_arithmetic, pick_device, torch_dtype
+from diffews.device import exact_arithmetic, memory_advice, pick_device, torch_dtype
 from diffews.errors import InputError
-from diffews.evaluate import predict, read_group
-from diffews.files import read_json, write_atomic
+from diffews.evaluate import Group, count_pixels, predict, read_group
+from diffews.files import write_atomic
 from diffews.metrics import Scores, intersection_and_union
 from diffews.models.weights import WeightSource
-from diffews.pipeline import DiffewsPipeline, build_pipeline
+from diffews.pipeline import build_pipeline
+from diffews.tables import read_run
 
 SWAP_SEED = 0
 
 
 def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: WeightSource) -> str:
     """Computes all rows, writes them as JSON if `out` is given, and returns them as a table."""
-    rows = [_run_row(Path(run)) for run in config.runs]
+    rows = [_run_row(Path(run), dataset) for run in config.runs]
     exact_arithmetic(config.threads)
     pipeline = build_pipeline(source, torch_dtype(config.dtype), pick_device(config.device), config.allow_bin)
-    scores = {**without_model(dataset), **swapped_support(pipeline, dataset, config.shots)}
+    predict_masks = functools.partial(
+        predict, pipeline, shots=config.shots, threshold=config.threshold, rule=config.threshold_rule
+    )
+    with memory_advice():
+        scores = {**without_model(dataset), **swapped_support(predict_masks, dataset, config.shots)}
     rows += [
-        {"name": name, "episodes": counted.episodes, "miou": counted.running_miou(), "fb_iou": counted.fb_iou()}
+        {"name": name, "episodes": counted.episodes, "miou": counted.miou(), "fb_iou": counted.fb_iou()}
         for name, counted in scores.items()
     ]
     if config.out:
@@ -54,20 +61,27 @@ def without_model(dataset: EpisodeDataset) -> dict[str, Scores]:
     return scores
 
 
-def swapped_support(pipeline: DiffewsPipeline, dataset: EpisodeDataset, shots: int) -> dict[str, Scores]:
+def swapped_support(
+    predict_masks: Callable[[Group], np.ndarray], dataset: EpisodeDataset, shots: int
+) -> dict[str, Scores]:
     """Shows the model supports of another novel class that the query holds too, and scores against both classes.
 
-    A model that follows its support loses the original class and finds the support's.
+    A model that follows its support loses the original class and finds the support's. Only classes that come up count.
+    Empty where no query holds two novel classes.
     """
     pairs = swap_supports(dataset, shots)
-    swapped = EpisodeDataset(dataset.benchmark, EpisodeList(new for _, new in pairs), dataset.image_size)
-    original, shown = Scores(dataset.class_ids), Scores(dataset.class_ids)
-    for index, (old, new) in enumerate(tqdm(pairs, unit="episode", desc="swapped")):
-        group = read_group(swapped, [index])
-        prediction = predict(pipeline, group, shots)[0]
-        shown.add(new.class_id, *intersection_and_union(prediction, group.query_masks[0].numpy()))
-        _, truth, _ = decode_sample(dataset.benchmark, old.query, old.class_id, dataset.image_size)
-        original.add(old.class_id, *intersection_and_union(prediction, truth))
+    if not pairs:
+        return {}
+    old, new = (
+        EpisodeDataset(dataset.benchmark, EpisodeList(episodes), dataset.image_size)
+        for episodes in zip(*pairs, strict=True)
+    )
+    original, shown = (Scores(sorted({e.class_id for e in d.episodes})) for d in (old, new))
+    for index in tqdm(range(len(pairs)), unit="episode", desc="swapped"):
+        group = read_group(new, [index])
+        predictions = predict_masks(group)
+        shown.add(new.episodes[index].class_id, *count_pixels(group, predictions)[0])
+        original.add(old.episodes[index].class_id, *count_pixels(read_group(old, [index]), predictions)[0])
     return {"swapped support, original class": original, "swapped support, support's class": shown}
 
 
@@ -87,12 +101,12 @@ def swap_supports(dataset: EpisodeDataset, shots: int) -> list[tuple[Episode, Ep
         if images:
             supports = tuple(images[i] for i in generator.integers(len(images), size=shots))
             pairs.append((episode, Episode(other, episode.query, supports)))
-    if not pairs:
-        raise InputError("no query of this list holds two novel classes, so that no support can be swapped")
     return pairs
 
 
-def _run_row(run: Path) -> dict[str, Any]:
-    result = read_json(run / "result.json")
-    name = f"DiffewS, {result['shots']}-shot"
-    return {"name": name, **{figure: result[figure] for figure in ("episodes", "miou", "fb_iou")}}
+def _run_row(folder: Path, dataset: EpisodeDataset) -> dict[str, Any]:
+    run = read_run(folder)
+    classes, queries = set(dataset.class_ids), [episode.query.name for episode in dataset.episodes]
+    if set(run.class_ids) != classes or run.queries != queries:
+        raise InputError(f"runs={folder}: not the same classes and queries as here; give the same fold= and episodes=")
+    return {"name": f"DiffewS, {run.shots}-shot", "episodes": len(run.queries), "miou": run.miou, "fb_iou": run.fb_iou}

@@ -43,6 +43,14 @@ from diffews.models.weights import (
 )
 from diffews.segment import find_queries, segment
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+AGAIN = "run the same command again"
+GO_ON = {  # how an interrupted command goes on
+    "eval": "the same command goes on from here",
+    "train": "the same command with resume=latest goes on from the last checkpoint",
+    "prepare": "the same command goes on from here",
+}
+
 
 def run_eval(config: EvalConfig) -> None:
     """Checks what can be checked without torch, evaluates, and prints the figures."""
@@ -61,6 +69,9 @@ def run_eval(config: EvalConfig) -> None:
     for name, iou in result["per_class"].items():
         print(f"{name:>24} {iou:6.2f}")
     low, high = result["miou_interval"]
+    absent = len(result["class_ids"]) - result["classes_drawn"]
+    if absent:
+        print(f"{absent} of {len(result['class_ids'])} classes are in no episode and count as 0, as in the protocol")
     print(f"written to {out}: result.json, episodes.jsonl")
     print(
         f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "
@@ -85,20 +96,17 @@ def run_segment(config: SegmentConfig) -> None:
     source = find_weights(config.weight or default_weight(0), config.base)
     config.image_size = source.image_size(config.image_size)
     segment(config, source, queries)
-    print(f"wrote {len(queries)} masks and overlays to {config.out}")
+    print(f"wrote {len(queries)} mask(s) and overlay(s) to {config.out}")
 
 
 def run_init_base(config: InitBaseConfig) -> None:
     """Converts Stable Diffusion to a base."""
     require(config, "sd", "out")
+    from diffews.convert import init_base
     from diffews.device import torch_dtype
-    from diffews.models.convert import init_base
 
     init_base(str(config.sd), Path(str(config.out)), torch_dtype(config.dtype), config.allow_bin)
     print(f"wrote {config.out}")
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_train(config: TrainConfig) -> None:
@@ -128,7 +136,8 @@ def run_train(config: TrainConfig) -> None:
     from diffews.train import train
 
     train(config, benchmark, base, validation)
-    print(f"written to {config.out}")
+    stopped = config.stop_at is not None and config.stop_at < config.steps
+    print(f"stopped at step {config.stop_at}; resume=latest goes on" if stopped else f"wrote {config.out}/unet/unet")
 
 
 def open_training_set(config: TrainConfig) -> Benchmark:
@@ -238,8 +247,8 @@ def run_export(config: ExportConfig) -> None:
     """Writes weights in another precision."""
     require(config, "weight", "out")
     source = find_weights(str(config.weight), config.base)
+    from diffews.convert import export_weights
     from diffews.device import torch_dtype
-    from diffews.models.convert import export_weights
 
     export_weights(source, Path(str(config.out)), torch_dtype(config.dtype))
     print(f"wrote {config.out}")
@@ -294,10 +303,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        cure = "; free some space and run the same command again" if error.errno in FULL else ""
+        cure = f"; free some space, then {GO_ON.get(words[0], AGAIN)}" if error.errno in FULL else ""
         message = f"{error.filename or 'writing'}: {error.strerror or error}{cure}"
     except KeyboardInterrupt:
-        print("diffews: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"diffews: interrupted; {GO_ON.get(words[0], AGAIN)}", file=sys.stderr)
         return 130
     print(f"diffews: error: {' '.join(message.split())}", file=sys.stderr)
     return 2

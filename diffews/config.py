@@ -12,6 +12,7 @@ from diffews.published import SETTINGS
 __all__ = ["CHECKOUT", "describe", "key", "load", "require"]
 
 DTYPES = ("fp32", "bf16", "fp16")
+LR_END = 1e-7  # where the polynomial decay ends, the reference's value
 
 
 @dataclass
@@ -135,7 +136,7 @@ class InitBaseConfig:
 
 @dataclass
 class PrepareConfig:
-    """Make a benchmark's masks or lists from the official downloads, then check them against the built-in lists."""
+    """Make a benchmark's masks or lists from the official downloads, then check them against the lists."""
 
     benchmark: str = key("coco20i", "what to prepare", ("coco20i", "lvis92i", "pascal5i"))
     data: str = key(str(CHECKOUT / "datasets"), "folder that holds the benchmark's folder")
@@ -189,8 +190,10 @@ class TrainConfig(BenchmarkKeys):
     accumulate: int = key(4, "forward passes in an optimizer step", least=1)
     seed: int = key(42, "of episodes, number of shots, VAE noise, and weights that start from nothing", least=0)
     lr: float = key(1e-5, "highest learning rate")
-    schedule: str = key("polynomial", "linear decay to 1e-7, or rise and fall", ("polynomial", "one_cycle"))
-    warmup: float = key(0.0, "share of the steps in which the learning rate rises", least=0)
+    schedule: str = key(
+        "polynomial", "linear decay to 1e-7; one_cycle rises and falls, and moves beta1", ("polynomial", "one_cycle")
+    )
+    warmup: float | None = key(None, "share of the steps in which the rate rises; one_cycle 0.1, else 0", least=0)
     optimizer: str = key("adamw", "AdamW; adamw8bit needs bitsandbytes", ("adamw", "adamw8bit"))
     weight_decay: float = key(0.01, "of AdamW", least=0)
     beta1: float = key(0.9, "of AdamW", least=0)
@@ -204,6 +207,7 @@ class TrainConfig(BenchmarkKeys):
     pairs: bool = key(False, "episodes 2k and 2k + 1 share the query and ask for two of its classes")
     ema: float = key(0.0, "decay of an average of the weights, which is what is published; 0 is off", least=0)
     lora: int = key(0, "rank of low-rank additions to attention that train instead of the weights; 0 is off", least=0)
+    allow_bin: bool = key(False, "read pickled .bin weights (tensors only) where there is no safetensors file")
     cache: str | None = key(None, "folder of the latent cache, filled before step 1; none by default")
     device: str = key("auto", "the accelerator if there is one, or cpu", ("auto", "cpu"))
     workers: int = key(2, "processes that read pictures; never changes results", least=0)
@@ -224,11 +228,13 @@ class TrainConfig(BenchmarkKeys):
     def check(self) -> None:
         """Raises InputError for settings that cannot be trained with."""
         for name in ("warmup", "beta1", "beta2", "ema"):
-            if getattr(self, name) >= 1:
+            if (getattr(self, name) or 0) >= 1:
                 raise InputError(f"{name}={getattr(self, name)} must be below 1")
-        for name in ("lr", "clip"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0")
+        for name, above in (("lr", LR_END if self.schedule == "polynomial" else 0), ("clip", 0)):
+            if getattr(self, name) <= above:
+                raise InputError(f"{name}={getattr(self, name)} must be above {above}")
+        if round((self.warmup or 0) * self.steps) >= self.steps:
+            raise InputError(f"warmup={self.warmup} leaves no step of steps={self.steps} to fall; make it smaller")
 
 
 @dataclass

@@ -1,5 +1,8 @@
 """Device, precision and arithmetic, decided in one place."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from diffews.errors import InputError
@@ -27,6 +30,15 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+@contextmanager
+def memory_advice() -> Iterator[None]:
+    """Turns a GPU's lack of memory into one line that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise InputError("the GPU is out of memory; use batch=1, a smaller image_size=, or dtype=fp16") from None
+
+
 def exact_arithmetic(threads: int) -> None:
     """Fixes what rounding depends on: the number of CPU threads (0: as torch has it), no TF32, no timed kernels."""
     if threads:
@@ -34,3 +46,4 @@ def exact_arithmetic(threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from diffews.config import EvalConfig
 from diffews.data.episodes import EpisodeDataset
 from diffews.data.loading import stream
-from diffews.device import device_name, exact_arithmetic, pick_device, torch_dtype
+from diffews.device import device_name, exact_arithmetic, memory_advice, pick_device, torch_dtype
 from diffews.errors import InputError
 from diffews.files import check_run, open_run, versions, write_atomic
 from diffews.masks import scores_and_limit
@@ -27,6 +27,7 @@ from diffews.models.weights import WeightSource, hash_weights
 from diffews.pipeline import DiffewsPipeline, build_pipeline, to_pixels
 from diffews.report import panel, save_grid, save_image
 
+GRID = 24  # most panels in pictures.png
 Record = dict[str, Any]  # {"index", "class_id", "query", "supports", "inter": [bg, fg], "union": [bg, fg]}
 
 
@@ -105,7 +106,10 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
         own = stream(
             functools.partial(read_group, dataset), groups[world.process_index :: world.num_processes], config.workers
         )
-        with tqdm(total=len(dataset), initial=done, unit="episode", disable=not world.is_main_process) as bar:
+        bar = tqdm(
+            total=len(dataset), initial=min(done, len(dataset)), unit="episode", disable=not world.is_main_process
+        )
+        with bar, memory_advice():
             for _ in range(0, len(groups), world.num_processes):  # in each round every process takes one group
                 counted = _evaluate_group(pipeline, next(own, None), config, dataset, out)
                 records.append(gather_object(counted), write=world.is_main_process)
@@ -113,9 +117,6 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
                 bar.update(len(records) - bar.n)
     if not world.is_main_process:
         return None
-    if config.pictures:
-        files = [file for index in range(len(dataset)) for file in _picture_file(config, out, index)]
-        save_grid([file for file in files if file.is_file()], out / "pictures.png")
     seconds, fresh = time.perf_counter() - start, len(records) - done
     result = {
         **summarize(records.records[: len(dataset)], dataset),
@@ -126,6 +127,9 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
         "episodes_per_second": round(fresh / seconds, 3) if fresh else None,
     }
     write_atomic(out / "result.json", json.dumps(result, indent=1) + "\n")
+    if config.pictures:
+        files = [file for index in range(min(len(dataset), GRID)) for file in _picture_file(config, out, index)]
+        save_grid([file for file in files if file.is_file()], out / "pictures.png")
     return result
 
 
@@ -159,6 +163,7 @@ def summarize(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
         "miou_interval": list(interval(samples)),
         "fb_iou": scores.fb_iou(),
         "class_ids": list(dataset.class_ids),
+        "classes_drawn": len({record["class_id"] for record in records}),
         "per_class": {dataset.class_names[class_id]: iou for class_id, iou in scores.per_class().items()},
         "episodes": len(records),
         "episodes_sha256": dataset.episodes.sha256,
@@ -214,6 +219,15 @@ def _stack(arrays: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
+def count_pixels(group: Group, predictions: np.ndarray) -> list[tuple[list[int], list[int]]]:
+    """Counts each episode's intersection and union, [background, foreground]; padding is left out."""
+    counts = []
+    for row in range(len(set(group.indices))):
+        ignore = None if group.query_ignore is None else group.query_ignore[row].numpy()
+        counts.append(intersection_and_union(predictions[row], group.query_masks[row].numpy(), ignore))
+    return counts
+
+
 def _evaluate_group(
     pipeline: DiffewsPipeline, group: Group | None, config: EvalConfig, dataset: EpisodeDataset, out: Path
 ) -> list[Record]:
@@ -223,9 +237,7 @@ def _evaluate_group(
     predictions = predict(pipeline, group, config.shots, config.threshold, config.threshold_rule)
     _draw(config, out, group, predictions)
     records = []
-    for row, index in enumerate(dict.fromkeys(group.indices)):
-        ignore = None if group.query_ignore is None else group.query_ignore[row].numpy()
-        inter, union = intersection_and_union(predictions[row], group.query_masks[row].numpy(), ignore)
+    for index, (inter, union) in zip(dict.fromkeys(group.indices), count_pixels(group, predictions), strict=True):
         names = dict(zip(("class_id", "query", "supports"), dataset.episodes[index].names(), strict=True))
         records.append({"index": index, **names, "inter": inter, "union": union})
     return records

@@ -60,6 +60,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file."""
     try:
         content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); replace or remove it") from None
     if not isinstance(content, dict):
@@ -77,7 +79,7 @@ def check_run(out: Path, identity: dict[str, Any]) -> None:
         differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)]
         if differ:
             changes = ", ".join(f"{k}: {_short(earlier.get(k))} there, {_short(identity.get(k))} now" for k in differ)
-            raise InputError(f"{out} holds another run ({changes}); give another folder")
+            raise InputError(f"{out} holds another run ({changes}); give another folder, or remove it")
     elif out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):  # left by a kill
         raise InputError(f"{out} is not empty and holds no run of this program; give another folder")
 
@@ -108,11 +110,6 @@ def hash_files(paths: Sequence[Path]) -> str:
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror})") from None
     return digest.hexdigest()
-
-
-def relative_base(base: Path, folder: Path) -> str:
-    """Returns how a weight dir records its base: relative to itself, so that both can move together."""
-    return os.path.relpath(base.resolve(), folder.resolve())
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,17 @@ def open_image(path: str | Path, upright: bool = False) -> Image.Image:
     return ImageOps.exif_transpose(image) if upright else image
 
 
+def check_image(path: Path) -> None:
+    """Raises InputError unless the file is there and begins as a picture does; decodes nothing."""
+    try:
+        with Image.open(path):
+            return
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise InputError(f"{path} is no picture that can be read; replace the file") from None
+
+
 def open_rgb(path: str | Path, upright: bool = False) -> Image.Image:
     """Decodes a picture file to RGB, whatever its mode (grey, CMYK, palette)."""
     return open_image(path, upright).convert("RGB")

@@ -1,5 +1,6 @@
 """Typed settings: dataclass defaults, then a YAML file, then key=value; later ones win, unknown keys are errors."""
 
+import math
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -86,7 +87,9 @@ def describe(config_class: type) -> str:
 def _show(default: Any) -> str:
     if isinstance(default, str) and default.startswith(str(CHECKOUT)):
         return str(Path(default).relative_to(CHECKOUT))
-    return "" if default in (None, []) else str(default).lower() if isinstance(default, bool) else str(default)
+    if isinstance(default, list):
+        return ",".join(default)
+    return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _types(item: Field) -> tuple[Any, ...]:
@@ -117,14 +120,20 @@ def _literal(text: str) -> str:
 
 def _read_yaml(file: str) -> dict[str, Any]:
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file))  # ${...} is taken as it stands
+        content = OmegaConf.to_container(OmegaConf.load(file))
     except FileNotFoundError:
         raise InputError(f"config={file}: no such file") from None
     except Exception as error:  # yaml's errors have no common base with omegaconf's
         raise InputError(f"config={file} is no YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise InputError(f"config={file} holds no keys")
-    return {str(name): value for name, value in content.items()}
+    return {str(name): _as_it_stands(value) for name, value in content.items()}
+
+
+def _as_it_stands(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_it_stands(item) for item in value]
+    return _literal(value) if isinstance(value, str) else value
 
 
 def _check(config: Any, known: dict[str, Field]) -> None:
@@ -134,6 +143,8 @@ def _check(config: Any, known: dict[str, Field]) -> None:
         if choices and value not in choices:
             words = [word for word in choices if word]
             raise InputError(f"{name}={value!r} is not one of {', '.join(words)}{nearest(str(value), words)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name}={value} is not a finite number")
         if least is not None and value is not None and value < least:
             raise InputError(f"{name}={value} must be at least {least}")
     for part in type(config).__mro__:

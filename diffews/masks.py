@@ -28,7 +28,8 @@ def binary_mask(mask: np.ndarray, name: str = "mask") -> np.ndarray:
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
         shown = ", ".join(f"{value:g}" for value in values[:5].astype(float))
         raise InputError(
-            f"{name} holds the values {shown}{', ...' if len(values) > 5 else ''}; give bool, {{0, 1}} or {{0, 255}}"
+            f"{name} holds the values {shown}{', ...' if len(values) > 5 else ''}; give bool, {{0, 1}} or {{0, 255}} "
+            "(JPEG blurs masks: save them as PNG)"
         )
     return (mask > 0).astype(np.uint8)
 

@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
+from diffews.device import pick_device
 from diffews.errors import InputError
 from diffews.images import normalize, resize_image
 from diffews.masks import binary_mask, check_threshold, quantize, render_masks, resize_mask, scores_and_limit
@@ -45,8 +46,6 @@ class DiffewsPipeline(DiffusionPipeline):
         image_size: side in pixels to which supports and queries are resized.
     """
 
-    model_cpu_offload_seq = "unet->vae"
-
     def __init__(
         self,
         unet: DiffewsUNet,
@@ -73,7 +72,7 @@ class DiffewsPipeline(DiffusionPipeline):
         folder = resolve(str(pretrained_model_name_or_path), ("*",))
         return super().from_pretrained(str(folder), text=load_text(folder), **kwargs)
 
-    # ---- from tensors to tensors: what evaluation and training use ----
+    # ---- from tensors to tensors: what evaluation uses ----
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Means of the VAE's posterior, scaled: RGB [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/f, W/f]."""
@@ -241,7 +240,7 @@ def build_pipeline(
     unet = load_unet(source.unet, dtype, allow_bin)
     vae = load_vae(source.base, torch.float32 if dtype == torch.float16 else dtype, allow_bin)
     pipeline = DiffewsPipeline(unet, vae, load_text(source.base, allow_bin), source.image_size())
-    return pipeline.to(device)
+    return pipeline.to(pick_device(str(device)))
 
 
 def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) -> None:

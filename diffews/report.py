@@ -16,14 +16,7 @@ TRUTH_COLOUR = (40, 160, 60)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = PREDICTION_COLOUR) -> np.ndarray:
-    """Tints the pixels of a mask (H, W) in an RGB image (H, W, 3) uint8 and draws its outline."""
-    painted, inside = image.copy(), mask.astype(bool)
-    painted[inside] = (0.5 * image[inside] + 0.5 * np.array(colour)).astype(np.uint8)
-    return _outline(painted, mask, colour)
-
-
-def spotlight(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Leaves a mask's pixels as they are, darkens all others, and draws the outline."""
+    """Leaves a mask's pixels (H, W) of an RGB image (H, W, 3) uint8, darkens all others, and draws the outline."""
     lit = np.where(mask.astype(bool)[..., None], image, image * 0.4)
     return _outline(np.ascontiguousarray(lit, np.uint8), mask, colour)
 
@@ -37,8 +30,8 @@ def panel(
     supports: Sequence[tuple[np.ndarray, np.ndarray]], query: np.ndarray, prediction: np.ndarray, truth: np.ndarray
 ) -> np.ndarray:
     """Puts supports with masks, query, prediction and truth side by side; images (S, S, 3) uint8, masks (S, S)."""
-    tiles = [spotlight(image, mask, SUPPORT_COLOUR) for image, mask in supports]
-    tiles += [query, spotlight(query, prediction, PREDICTION_COLOUR), spotlight(query, truth, TRUTH_COLOUR)]
+    tiles = [overlay(image, mask, SUPPORT_COLOUR) for image, mask in supports]
+    tiles += [query, overlay(query, prediction, PREDICTION_COLOUR), overlay(query, truth, TRUTH_COLOUR)]
     gap = np.full((query.shape[0], max(2, query.shape[1] // 32), 3), 255, np.uint8)
     return np.hstack([part for tile in tiles for part in (tile, gap)][:-1])
 

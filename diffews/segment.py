@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from diffews.config import SegmentConfig
 from diffews.errors import InputError
-from diffews.images import list_images, open_mask, open_rgb
+from diffews.images import check_image, list_images, open_mask, open_rgb
 from diffews.masks import binary_mask
 from diffews.models.weights import WeightSource
 
@@ -21,13 +21,12 @@ def find_queries(config: SegmentConfig) -> list[Path]:
         )
     queries: list[Path] = []
     for name in config.query:
-        found = list_images(Path(name)) if Path(name).is_dir() else [Path(name)]
+        found = _photos(Path(name), config.mask) if Path(name).is_dir() else [Path(name)]
         if not found:
             raise InputError(f"query={name}: no pictures in this folder")
         queries += found
     for file in (*map(Path, config.support), *map(Path, config.mask), *queries):
-        if not file.is_file():
-            raise InputError(f"{file} does not exist")
+        check_image(file)
     names = [query.stem for query in queries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -35,9 +34,17 @@ def find_queries(config: SegmentConfig) -> list[Path]:
     return queries
 
 
+def _photos(folder: Path, masks: Sequence[str]) -> list[Path]:
+    """Lists a folder's pictures, but for masks, earlier results, and PNGs beside a photo of that name."""
+    files, named = list_images(folder), {Path(mask).resolve() for mask in masks}
+    photos = {file.stem for file in files if file.suffix.lower() != ".png"}
+    kept = [file for file in files if file.resolve() not in named and not file.stem.endswith(("_mask", "_overlay"))]
+    return [file for file in kept if file.suffix.lower() != ".png" or file.stem not in photos]
+
+
 def segment(config: SegmentConfig, source: WeightSource, queries: Sequence[Path]) -> None:
     """Writes <query>_mask.png (0 and 255) and <query>_overlay.jpg, both at the query's own size, into config.out."""
-    from diffews.device import exact_arithmetic, pick_device, torch_dtype
+    from diffews.device import exact_arithmetic, memory_advice, pick_device, torch_dtype
     from diffews.pipeline import build_pipeline
     from diffews.report import overlay, save_image
 
@@ -46,8 +53,8 @@ def segment(config: SegmentConfig, source: WeightSource, queries: Sequence[Path]
     exact_arithmetic(config.threads)
     device = pick_device(config.device)
     pipeline = build_pipeline(source, torch_dtype(config.dtype), device, config.allow_bin)
-    bank = pipeline.encode_support(supports, masks, config.image_size)
-    with tqdm(total=len(queries), unit="image") as bar:
+    with memory_advice(), tqdm(total=len(queries), unit="image") as bar:
+        bank = pipeline.encode_support(supports, masks, config.image_size)
         for start in range(0, len(queries), config.batch):
             files = queries[start : start + config.batch]
             images = [open_rgb(file, upright=True) for file in files]

@@ -32,6 +32,9 @@ class Run:
     fold: int
     shots: int
     miou: float
+    fb_iou: float
+    class_ids: list[int]
+    queries: list[str]
     samples: np.ndarray  # bootstrap resamples of the mIoU
     protocol: dict[str, Any]
 
@@ -63,7 +66,7 @@ def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
         for method in dict.fromkeys(run.method for run in own):
             rows += _own_rows(method, [run for run in own if run.method == method], published, shots, folds)
         notes = [entry.note for entry in published if entry.note] + [
-            f"ours: {note}" for note in dict.fromkeys(_protocol_note([run]) for run in own)
+            f"ours: {note}" for note in dict.fromkeys(_protocol_note(run) for run in own)
         ]
         parts.append(STYLES[style](benchmark, [*header, "source"], rows, notes))
     return "\n\n".join(parts)
@@ -87,6 +90,9 @@ def read_run(folder: Path) -> Run:
             fold=result["fold"],
             shots=result["shots"],
             miou=result["miou"],
+            fb_iou=result["fb_iou"],
+            class_ids=result["class_ids"],
+            queries=[record["query"] for record in records],
             samples=samples,
             protocol={**{key: result[key] for key in PROTOCOL if key in result}, "list": _list_name(result)},
         )
@@ -159,8 +165,8 @@ def _difference(ours: float | None, theirs: float | None) -> str:
     return "" if ours is None or theirs is None else f"{ours - theirs:+.1f}"
 
 
-def _protocol_note(runs: list[Run]) -> str:
-    protocol = runs[0].protocol
+def _protocol_note(run: Run) -> str:
+    protocol = run.protocol
     settings = f"{protocol.get('episodes')} episodes a fold, image size {protocol.get('image_size')}"
     quoted = "all other rows are quoted from their source"
     return f"{settings}, list: {protocol['list']}, 95 % bootstrap intervals over episodes; {quoted}"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from diffews.adapters import add_lora, make_optimizer, plain_unet
 from diffews.checkpoints import list_checkpoints, load_state, save_checkpoint, save_weight_dir
-from diffews.config import TrainConfig
+from diffews.config import LR_END, TrainConfig
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.latents import LatentCache
 from diffews.data.loading import stream
@@ -44,10 +44,9 @@ from diffews.pipeline import DiffewsPipeline, check_parts, to_pixels
 from diffews.report import StepLog, save_loss_curve
 from diffews.validate import eval_mode, validate
 
-LR_END = 1e-7  # where the polynomial decay ends, the reference's value
 UNCHANGED_BY = {  # keys that a resumed run may change, since they do not change the result
     *("out", "data", "images", "annotations", "base", "cache", "stop_at", "resume", "checkpoint_every", "keep"),
-    *("workers", "device", "tracker", "validate_every", "validate_episodes", "validate_on"),
+    *("workers", "device", "allow_bin", "tracker", "validate_every", "validate_episodes", "validate_on"),
     "batch",  # what counts is batch times processes: global_batch
 }
 OUT_OF_MEMORY = (
@@ -110,9 +109,9 @@ class Trainer:
         check_run(self.out, self.identity())
 
         vae_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32  # fp16 overflows
-        self.vae = load_vae(base, vae_dtype).to(self.accelerator.device)
-        self.text = load_text(base)
-        self.unet = start_unet(base, torch.float32, config.seed).train().requires_grad_(True)
+        self.vae = load_vae(base, vae_dtype, config.allow_bin).to(self.accelerator.device)
+        self.text = load_text(base, config.allow_bin)
+        self.unet = start_unet(base, torch.float32, config.seed, config.allow_bin).train().requires_grad_(True)
         check_parts(self.unet, self.vae, self.text)
         if config.lora:
             torch.manual_seed(config.seed)  # the additions start at random
@@ -141,11 +140,13 @@ class Trainer:
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it goes on with."""
         kept = {name: v for name, v in dataclasses.asdict(self.config).items() if name not in UNCHANGED_BY}
-        lists = json.dumps([(c, [s.name for s in samples]) for c, samples in sorted(self.benchmark.images.items())])
+        images = sorted(self.benchmark.images.items())
+        lists = json.dumps([(c, [(s.name, s.object_id) for s in samples]) for c, samples in images])
         unet = self.base / "unet"
         start = [*unet.glob("*.safetensors"), *unet.glob("*.bin")] or [unet / "config.json"]
         return {
             **kept,
+            "dtype": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
             "global_batch": self.config.batch * self.accelerator.num_processes,
             "start_sha256": hash_files(sorted(start)),
             "base_sha256": hash_base(self.base),
@@ -352,7 +353,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear decay (polynomial of power 1) to 1e-7 as in the reference, or one cycle; both are stepped once a step."""
     if config.schedule == "one_cycle":
-        pct_start = config.warmup or 0.1
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, config.steps + 1, pct_start=pct_start)
-    warmup = round(config.warmup * config.steps)
+        rise = 0.1 if config.warmup is None else config.warmup  # beta1 moves against it, between 0.85 and 0.95
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, config.steps + 1, pct_start=rise)
+    warmup = round((config.warmup or 0) * config.steps)
     return get_polynomial_decay_schedule_with_warmup(optimizer, warmup, config.steps, lr_end=LR_END, power=1.0)

@@ -8,8 +8,8 @@ import numpy as np
 from torch import nn
 
 from diffews.data.episodes import EpisodeDataset
-from diffews.evaluate import predict, read_group
-from diffews.metrics import Scores, intersection_and_union
+from diffews.evaluate import count_pixels, predict, read_group
+from diffews.metrics import Scores
 from diffews.pipeline import DiffewsPipeline
 from diffews.report import panel, save_image
 
@@ -33,12 +33,12 @@ def validate(pipeline: DiffewsPipeline, dataset: EpisodeDataset, shots: int, pic
     for index in range(len(dataset)):
         group = read_group(dataset, [index])
         prediction = predict(pipeline, group, shots)[0]
-        truth = group.query_masks[0].numpy()
-        ignore = None if group.query_ignore is None else group.query_ignore[0].numpy()
-        scores.add(dataset.episodes[index].class_id, *intersection_and_union(prediction, truth, ignore))
+        scores.add(dataset.episodes[index].class_id, *count_pixels(group, prediction[None])[0])
         if index < DRAWN:
             images = group.support_rgb.permute(0, 2, 3, 1).numpy()
             pairs = list(zip(images, group.support_masks.numpy(), strict=True))
-            panels.append(panel(pairs, group.query_rgb[0].permute(1, 2, 0).numpy(), prediction, truth))
+            panels.append(
+                panel(pairs, group.query_rgb[0].permute(1, 2, 0).numpy(), prediction, group.query_masks[0].numpy())
+            )
     save_image(picture, np.vstack(panels))
     return scores.running_miou()

@@ -3,6 +3,7 @@
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 [ $# -ge 1 ] || { echo "usage: bash scripts/eval.sh WEIGHT_DIR [key=value ...]   (keys: python -m diffews eval --help)" >&2; exit 2; }
+case $1 in -h | --help) exec "$PYTHON" -m diffews eval --help ;; esac
 weight=$1
 shift
 exec "$PYTHON" -m diffews eval weight="$weight" "$@"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Trains the tiny weights from nothing: shapes, VAE, and the UNet of each fold; then measures them on other shapes.
 # bash scripts/make_tiny.sh OUT [FOLD ...]     (all four folds; weight/tiny was made by  bash scripts/make_tiny.sh runs/tiny)
+[ $# -ge 1 ] || { echo "usage: bash $0 OUT [FOLD ...]" >&2; exit 2; }
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
-out=${1:?usage: bash scripts/make_tiny.sh OUT [FOLD ...]}
+out=$1
 shift
 diffews() { "$PYTHON" -m diffews "$@"; }
 

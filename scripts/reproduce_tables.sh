@@ -4,6 +4,7 @@
 # bash scripts/reproduce_tables.sh [weights=DIR] [data=DIR] [out=DIR] [key=value ...]     (other keys go to `diffews eval`)
 # Strict: weights/coco_fold0 .. coco_fold3.  In-context: weights/incontext.
 set -euo pipefail
+trap 'exit 130' INT
 . "$(dirname "$0")/setup.sh"
 weights=$root/weight data=$root/datasets out=results/tables keys=()
 for word in "$@"; do

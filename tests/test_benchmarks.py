@@ -280,7 +280,7 @@ def test_a_truncated_or_missing_list_is_refused(run, refused_eval, bench, tmp_pa
     file.write_text(file.read_text()[:-9])
     assert f"{file} cannot be read" in refused_eval("pascal5i", bench, f"episodes_file={file}")
     file.unlink()
-    assert f"{file} cannot be read" in refused_eval("pascal5i", bench, f"episodes_file={file}")
+    assert f"{file} does not exist" in refused_eval("pascal5i", bench, f"episodes_file={file}")
 
 
 def test_a_list_of_other_classes_or_too_few_shots_is_refused(run, refused_eval, bench, tmp_path):

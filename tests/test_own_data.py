@@ -191,7 +191,7 @@ def test_annotations_and_images_belong_together(mine, refused):
         words = [word for i, word in enumerate(mine.words) if i != left_out]
         assert "needs annotations=FILE and images=DIR" in refused("episodes", *words)
     assert "no such folder" in refused("episodes", *mine.words, "images=nowhere")
-    assert "nowhere.json cannot be read" in refused("episodes", *mine.words, "annotations=nowhere.json")
+    assert "nowhere.json does not exist" in refused("episodes", *mine.words, "annotations=nowhere.json")
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_lists_that_lack_a_key_are_refused(refused_list, change, table, data, da
 
 def test_a_list_that_names_a_picture_without_annotations_is_refused(refused_list, change, table, data):
     change(table, lambda content: head_of_birds(content)["val"].append("2010_999999"))
-    assert "2010_999999.json cannot be read" in refused_list("pascal_part", data)
+    assert "2010_999999.json does not exist" in refused_list("pascal_part", data)
 
 
 def test_a_part_without_pictures_is_no_class_and_leaves_no_gap_in_the_ids(change, table, data):

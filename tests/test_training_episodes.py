@@ -32,7 +32,7 @@ def coco_train(tmp_path_factory):
 def listed(images):
     """A benchmark of these lists alone: what drawing needs."""
     samples = {c: [Sample(name) for name in names] for c, names in images.items()}
-    return SimpleNamespace(class_ids=sorted(images), images=samples)
+    return SimpleNamespace(class_ids=sorted(images), images=samples, groups=())
 
 
 # ---- a function of (seed, index) ----

@@ -24,7 +24,6 @@ from diffews.models.weights import (
     load_text,
     load_unet,
     load_vae,
-    relative_base,
     resolve,
     save_text,
     weight_files,
@@ -142,14 +141,14 @@ def test_base_comes_before_the_long_name(own_weight, base):
 def test_a_recorded_base_comes_before_one_beside_and_a_given_one_before_all(own_weight, base, tmp_path):
     shutil.copytree(base, own_weight.parent / "base")
     recorded = other_base(base, tmp_path / "elsewhere" / "recorded")
-    (own_weight / RECORD).write_text(json.dumps({"base": relative_base(recorded, own_weight)}))
+    (own_weight / RECORD).write_text(json.dumps({"base": os.path.relpath(recorded, own_weight)}))
     assert torch.equal(text_of(find_weights(own_weight).base), text_of(base) + 1)
     assert find_weights(own_weight, base).base == base
 
 
 def test_weights_and_their_recorded_base_can_move_together(own_weight, base, tmp_path):
     recorded = shutil.copytree(base, own_weight.parent / "bases" / "mine")
-    (own_weight / RECORD).write_text(json.dumps({"base": relative_base(recorded, own_weight)}))
+    (own_weight / RECORD).write_text(json.dumps({"base": os.path.relpath(recorded, own_weight)}))
     moved = shutil.move(own_weight.parent, tmp_path / "moved")
     assert (
         find_weights(Path(moved) / own_weight.name).base.resolve() == (tmp_path / "moved" / "bases" / "mine").resolve()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffews.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from diffews.data.episodes import Benchmark, EpisodeDataset
+    from diffews.data.episodes import Benchmark, EpisodeDataset, EpisodeList
 
 BENCHMARKS = {  # name -> module, class, number of folds (0: none, any is taken; None: as folds= says)
     "coco20i": ("coco20i", "Coco20i", 4),
@@ -76,12 +76,23 @@ def load_benchmark(
         raise InputError(f"shots={shots}, but the episodes are drawn for {drawn_shots}")
     benchmark = open_benchmark(name, root, fold, split, splits, drawn_shots, **options)
     drawn = (benchmark.draw(drawn_shots) if listed is None else listed).first_shots(shots)
-    unknown = {episode.class_id for episode in drawn} - set(benchmark.class_ids)
-    if unknown:
-        raise InputError(f"{episodes_file}: class {min(unknown)} is not in the {split} split of {name}, fold {fold}")
+    if listed is not None:
+        check_listed(listed, benchmark, f"{episodes_file}")
     if episodes is not None and episodes > len(drawn):
         raise InputError(f"episodes={episodes}: {name} has {len(drawn)} episodes")
     return EpisodeDataset(benchmark, drawn, image_size, episodes)
+
+
+def check_listed(episodes: "EpisodeList", benchmark: "Benchmark", where: str) -> None:
+    """Raises InputError for an episode whose class or pictures the benchmark does not have."""
+    known = {class_id: set(samples) for class_id, samples in benchmark.images.items()}
+    for episode in episodes:
+        if episode.class_id not in known:
+            raise InputError(f"{where}: class {episode.class_id} is not among those of fold {benchmark.fold}")
+        for sample in (episode.query, *episode.supports):
+            if sample not in known[episode.class_id]:
+                name = sample.name if sample.object_id is None else f"{sample.name}, object {sample.object_id}"
+                raise InputError(f"{where}: {name} is not among the pictures of class {episode.class_id}")
 
 
 def open_benchmark(

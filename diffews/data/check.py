@@ -44,10 +44,10 @@ def check_folder(benchmark: Benchmark, split: str, workers: int) -> FolderReport
 
 def compare_with_published(split: str, benchmark: Benchmark, published: Benchmark) -> str:
     """Says whether a folder's lists are the published ones, and by how many (picture, class) pairs they differ."""
-    here, there = ({(s.name, c) for c, samples in b.images.items() for s in samples} for b in (benchmark, published))
+    here, there = ([(s.name, c) for c, samples in b.images.items() for s in samples] for b in (benchmark, published))
     line = f"{split}: {len(here)} (picture, class) pairs are listed here, {len(there)} in the published lists"
     if here == there:
-        return f"{line}: the same"
+        return f"{line}: the same, in the same order"
     return f"{line}: figures on these lists cannot stand beside published ones"
 
 

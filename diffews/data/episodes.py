@@ -163,7 +163,7 @@ class Benchmark(ABC):
     class_ids: list[int]  # of the split: the fold's novel classes in the test split
     class_names: dict[int, str]
     images: dict[int, list[Sample]]  # of each class, in the order that the published episodes need
-    groups: list[tuple[float, list[int]]]  # weights and classes that training draws from; by default one group
+    groups: Sequence[tuple[float, list[int]]] = ()  # weights and classes that training draws from, if not all alike
 
     @abstractmethod
     def draw(self, shots: int) -> EpisodeList:
@@ -175,7 +175,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def classes_in(self, sample: Sample) -> list[int]:
-        """Returns the ids of all classes, of any fold, that have a pixel in the sample."""
+        """Returns the ids of the classes with a pixel in the sample, of all that the benchmark knows of it."""
 
     @abstractmethod
     def decode(self, sample: Sample, class_id: int) -> Picture:

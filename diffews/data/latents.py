@@ -1,6 +1,7 @@
 """Latent cache: mean and standard deviation of the VAE's posterior for every picture and mask, written once."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
@@ -38,15 +39,13 @@ class LatentCache:
         dtype: str = "torch.float32",
     ) -> None:
         self.folder, self.benchmark, self.image_size = folder, benchmark, image_size
-        masks = sorted(
-            {(s, c) for c, samples in benchmark.images.items() for s in samples}, key=lambda m: (m[0].name, m[1])
-        )
+        masks = sorted({(s, c) for c, samples in benchmark.images.items() for s in samples}, key=_order)
         pictures: list[tuple[Sample, int | None]] = [(sample, None) for sample in dict.fromkeys(s for s, _ in masks)]
         self.keys: list[tuple[Sample, int | None]] = [*pictures, *masks]
         self.rows = {key: row for row, key in enumerate(self.keys)}
         self.class_of = dict(reversed(masks))  # any class that a sample has: decoding a picture asks for one
         self.shape = (len(self.keys), 2, *latent)
-        names = json.dumps([(sample.name, class_id) for sample, class_id in self.keys])
+        names = json.dumps([(sample.name, sample.object_id, class_id) for sample, class_id in self.keys])
         self.identity = {
             "vae_sha256": vae_sha256,
             "vae_dtype": dtype,
@@ -77,6 +76,8 @@ class LatentCache:
                     f"cache={self.folder} takes {self.nbytes / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB"
                 )
             np.lib.format.open_memmap(self.folder / "latents.npy", "w+", np.float32, self.shape).flush()
+            with (self.folder / "latents.npy").open("r+b") as file:  # else a disk that fills later kills the process
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
             np.lib.format.open_memmap(self.folder / "state.npy", "w+", np.uint8, (len(self.keys),)).flush()
 
     def open(self, mode: Literal["r", "r+"] = "r") -> None:
@@ -129,3 +130,8 @@ class LatentCache:
         if class_id is None:
             return row, torch.from_numpy(rgb), False
         return row, torch.from_numpy(render_mask_pixels(mask)), not mask.any()
+
+
+def _order(mask: tuple[Sample, int]) -> tuple[str, int, int]:
+    sample, class_id = mask
+    return sample.name, -1 if sample.object_id is None else sample.object_id, class_id

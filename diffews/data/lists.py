@@ -47,6 +47,8 @@ def read_json_file(file: Path) -> Any:
     """Reads a JSON file."""
     try:
         return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist; see datasets/README.md") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error})") from None
 

@@ -18,7 +18,7 @@ class Mix(Benchmark):
         self.fold = parts[0][2].fold
         self.parts = [part for _, _, part in parts]
         self.class_ids, self.class_names, self.images = [], {}, {}
-        self.groups = []
+        self.groups: list[tuple[float, list[int]]] = []
         for k, (name, weight, part) in enumerate(parts):
             if not any(len(set(part.images[c])) > 1 for c in part.class_ids):
                 raise InputError(f"mix={name}: no class has two pictures; an episode needs a query and a support")

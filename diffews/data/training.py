@@ -50,7 +50,7 @@ class TrainingEpisodes:
         if not self.images:
             raise InputError("no training class has two pictures; an episode needs a query and a support")
         self.class_ids = sorted(self.images)
-        groups = [(w, [c for c in ids if c in self.images]) for w, ids in getattr(benchmark, "groups", [])]
+        groups = [(w, [c for c in ids if c in self.images]) for w, ids in benchmark.groups]
         self.groups = [(weight, ids) for weight, ids in groups if ids]
         self.classes_of: dict[Sample, list[int]] = {}
         for class_id in self.class_ids if pairs else ():

@@ -68,6 +68,19 @@ class DiffewsUNet(UNet2DConditionModel):
             )
         return bank
 
+    def check_bank(self, bank: SupportBank) -> None:
+        """Raises InputError for a bank that another network recorded."""
+        widths = {name: value.shape[-1] for name, _, value in bank}
+        own = {
+            name: self.get_submodule(name.removesuffix(".processor")).to_v.out_features
+            for name in self.attn_processors
+            if ".attn1." in name
+        }
+        if widths != own:
+            raise InputError(
+                f"the bank has {len(widths)} layers that are not those of this UNet; encode the support again"
+            )
+
     def segment(self, latents: Tensor, timestep: Tensor, text: Tensor, bank: SupportBank) -> Tensor:
         """Runs the query pass: query latents [B, 4, h, w] -> mask latents [B, 4, h, w].
 
@@ -76,4 +89,5 @@ class DiffewsUNet(UNet2DConditionModel):
         """
         if bank.batch not in (1, latents.shape[0]):
             raise InputError(f"{latents.shape[0]} queries cannot read a bank of {bank.batch} support sets")
+        self.check_bank(bank)
         return -self(latents, timestep, text, cross_attention_kwargs={"read_from": bank}).sample

@@ -38,7 +38,9 @@ class WeightSource:
 
     def image_size(self, asked: int | None = None) -> int:
         """Returns the side in pixels to work at: asked, else recorded, else 512; checked against the VAE's factor."""
-        size = asked or int(self.record.get("image_size", DEFAULT_IMAGE_SIZE))
+        size = asked or self.record.get("image_size", DEFAULT_IMAGE_SIZE)
+        if not isinstance(size, int):
+            raise InputError(f"{self.path / RECORD}: image_size is {size!r}, not an integer")
         check_image_size(size, self.base)
         return size
 
@@ -206,11 +208,12 @@ def weight_files(folder: Path, allow_bin: bool = True) -> list[Path]:
     suffixes = [".safetensors", ".safetensors.index.json", ".fp16.safetensors"]
     for name in (stem + suffix for suffix in suffixes for stem in stems):
         if (folder / name).is_file():
-            shards = (
-                {folder / shard for shard in read_json(folder / name)["weight_map"].values()}
-                if ".index." in name
-                else {}
-            )
+            shards: set[Path] = set()
+            if ".index." in name:
+                index = read_json(folder / name).get("weight_map")
+                if not isinstance(index, dict):
+                    raise InputError(f"{folder / name} lacks the key 'weight_map'")
+                shards = {folder / str(shard) for shard in index.values()}
             return [folder / name, *sorted(shards)]
     for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
         if (folder / name).is_file():
