@@ -276,7 +276,10 @@ def _as_sets(pictures: Any, dimensions: int) -> list[list[Any]]:
 
 
 def _to_array(picture: ImageInput) -> np.ndarray:
-    return picture.detach().cpu().numpy() if isinstance(picture, Tensor) else np.asarray(picture)
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu()
+        return (picture.float() if picture.is_floating_point() else picture).numpy()  # numpy has no bfloat16
+    return np.asarray(picture)
 
 
 def _prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
@@ -286,7 +289,7 @@ def _prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, i
     array = _to_array(picture)
     if array.ndim == 3 and array.shape[0] != 3 and array.shape[-1] == 3:
         array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or array.shape[0] != 3:
+    if array.ndim != 3 or array.shape[0] != 3 or array.size == 0:
         raise InputError(f"a picture of shape {array.shape}; give (height, width, 3) or (3, height, width)")
     if array.dtype == np.uint8:
         return _prepare_image(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size)

@@ -325,7 +325,8 @@ def _train(run: Trainer, validation: EpisodeDataset | None) -> None:
                 run.accelerator.wait_for_everyone()
     if run.step == config.steps and is_main:
         run.save_weight_dir()
-        save_loss_curve(run.out / "loss.png", log.losses if log else [])
+        if log is not None and log.losses:
+            save_loss_curve(run.out / "loss.png", log.losses)
     run.accelerator.end_training()
 
 
