@@ -19,7 +19,16 @@ from diffews.images import normalize, resize_image
 from diffews.masks import binary_mask, check_threshold, quantize, render_masks, resize_mask, scores_and_limit
 from diffews.models.attention import SupportBank
 from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.weights import WeightSource, find_weights, load_text, load_unet, load_vae, resolve, save_text
+from diffews.models.weights import (
+    WeightSource,
+    find_weights,
+    latent_factor,
+    load_text,
+    load_unet,
+    load_vae,
+    resolve,
+    save_text,
+)
 
 ImageInput = Image.Image | np.ndarray | Tensor
 
@@ -204,7 +213,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
     def _check_size(self, image_size: int | None) -> int:
         size = image_size or self.config.image_size
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = latent_factor(self.vae.config.block_out_channels)
         if size < factor or size % factor:
             raise InputError(f"image_size={size} is not a multiple of {factor}, the VAE's factor")
         return size

@@ -34,6 +34,7 @@ from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.weights import (
     first_line,
     hash_base,
+    latent_factor,
     load_text,
     load_unet,
     load_vae,
@@ -106,7 +107,7 @@ class Trainer:
         self.accelerator = make_accelerator(config, self.out)
         self.episodes = TrainingEpisodes(benchmark, config.seed, config.pairs)
         self.step = 0
-        check_run(self.out, self.identity())
+        check_run(self.out, self.identity)
 
         vae_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32  # fp16 overflows
         self.vae = load_vae(base, vae_dtype, config.allow_bin).to(self.accelerator.device)
@@ -131,12 +132,13 @@ class Trainer:
         self.module, self.optimizer = self.accelerator.prepare(step, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema) if config.ema else None
         if self.accelerator.is_main_process:  # now that everything is known to load
-            open_run(self.out, self.identity())
+            open_run(self.out, self.identity)
             for class_id in self.episodes.skipped:
                 name = f"class {class_id} ({benchmark.class_names[class_id]})"
                 print(f"{name} has fewer than two pictures and is skipped", file=sys.stderr)
         self.accelerator.wait_for_everyone()
 
+    @functools.cached_property  # it hashes gigabytes at full size
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it goes on with."""
         kept = {name: v for name, v in dataclasses.asdict(self.config).items() if name not in UNCHANGED_BY}
@@ -158,7 +160,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         if config.cache is None:
             return PixelSource(self.benchmark, config.image_size)
-        side = config.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        side = config.image_size // latent_factor(self.vae.config.block_out_channels)
         vae_sha256 = hash_files(weight_files(self.base / "vae"))
         latent = (self.vae.config.latent_channels, side, side)
         cache = LatentCache(

@@ -5,15 +5,13 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from diffews.errors import InputError
+from diffews.errors import raised, returned
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
 
 
 class _Reads(Dataset):
-    """Bad input comes back as a value, since a raise in a worker arrives as a traceback."""
-
     def __init__(self, read: Callable[[Any], Any], keys: Sequence[Any]) -> None:
         self.read, self.keys = read, keys
 
@@ -21,10 +19,7 @@ class _Reads(Dataset):
         return len(self.keys)
 
     def __getitem__(self, position: int) -> Any:
-        try:
-            return self.read(self.keys[position])
-        except InputError as error:
-            return error
+        return returned(self.read, self.keys[position])
 
 
 def stream(read: Callable[[Key], Item], keys: Sequence[Key], workers: int) -> Iterator[Item]:
@@ -35,6 +30,4 @@ def stream(read: Callable[[Key], Item], keys: Sequence[Key], workers: int) -> It
 
     """
     for item in DataLoader(_Reads(read, keys), batch_size=None, num_workers=min(workers, len(keys))):
-        if isinstance(item, InputError):
-            raise item
-        yield item
+        yield raised(item)

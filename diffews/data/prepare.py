@@ -17,7 +17,7 @@ from diffews.data.coco_json import CocoContent, read_coco
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
 from diffews.data.polygons import segmentation_mask
-from diffews.errors import InputError
+from diffews.errors import InputError, raised, returned
 from diffews.files import hash_files, open_run, write_atomic
 from diffews.images import open_mask
 
@@ -109,8 +109,8 @@ def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int, 
     chunk, results = max(1, min(64, len(items) // workers)), []
     with ProcessPoolExecutor(workers) as pool, tqdm(total=len(items), unit="image", desc=name) as bar:
         try:
-            for result in pool.map(functools.partial(_guarded, function), items, chunksize=chunk):
-                results.append(_unwrap(result))
+            for result in pool.map(functools.partial(returned, function), items, chunksize=chunk):
+                results.append(raised(result))
                 bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)  # else the error would be shown when all else is done
@@ -219,16 +219,3 @@ def _save_png(target: Path, mask: np.ndarray) -> None:
 def _large_classes(mask: Path, least: int) -> list[int]:
     counts = np.bincount(open_mask(mask).ravel())
     return [int(value) - 1 for value in np.flatnonzero(counts >= least) if value > 0]
-
-
-def _guarded(function: Callable[[Any], Any], item: Any) -> Any:
-    try:
-        return function(item)
-    except InputError as error:  # a raise in a worker would arrive with a traceback
-        return error
-
-
-def _unwrap(result: Any) -> Any:
-    if isinstance(result, InputError):
-        raise result
-    return result

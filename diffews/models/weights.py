@@ -106,7 +106,12 @@ def vae_factor(base: Path) -> int:
     channels = read_json(config).get("block_out_channels")
     if not isinstance(channels, list) or not channels:
         raise InputError(f"{config}: block_out_channels is missing; is this a VAE?")
-    return 2 ** (len(channels) - 1)
+    return latent_factor(channels)
+
+
+def latent_factor(block_out_channels: Sequence[int]) -> int:
+    """Returns how many pixels make one latent along a side in a VAE of these blocks: each but the last halves."""
+    return 2 ** (len(block_out_channels) - 1)
 
 
 def check_image_size(size: int, base: Path) -> None:
