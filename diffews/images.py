@@ -67,3 +67,11 @@ def normalize(rgb: np.ndarray) -> np.ndarray:
 def list_images(folder: Path) -> list[Path]:
     """Returns the picture files of a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def find_masks(folder: Path) -> list[Path]:
+    """Returns the PNGs of a folder and of all folders in it, sorted."""
+    files = sorted(path for path in folder.rglob("*.png") if path.is_file())
+    if not files:
+        raise InputError(f"masks={folder}: no PNG in it; leave the key out to train on drawn shapes")
+    return files
