@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 
@@ -18,6 +19,32 @@ def intersection_and_union(
     agree, differ = valid & (predicted == true), valid & (predicted != true)
     inter = [int((agree & ~true).sum()), int((agree & true).sum())]
     return inter, [count + int(differ.sum()) for count in inter]
+
+
+def boundary_counts(
+    prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None, share: float = 0.02
+) -> tuple[int, int]:
+    """Counts two masks (H, W) -> (intersection, union) of Boundary IoU (Cheng et al., CVPR 2021, section 4).
+
+    Of each mask only the pixels within d of its contour count, d = share * the image's diagonal, rounded, at least 1;
+    the image's edge is a contour, too. Pixels where `ignore` is set are left out of both.
+    """
+    distance = max(1, round(share * float(np.hypot(*truth.shape))))
+    valid = np.ones(truth.shape, bool) if ignore is None else ignore == 0
+    predicted, true = (_boundary(mask, distance) & valid for mask in (prediction, truth))
+    return int((predicted & true).sum()), int((predicted | true).sum())
+
+
+def _boundary(mask: np.ndarray, distance: int) -> np.ndarray:
+    """Returns the mask without what is left of it after eroding it `distance` times by a 3 x 3 square -> bool."""
+    padded = np.pad(mask.astype(bool).astype(np.uint8), 1)
+    inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)
+    return (padded > inner)[1:-1, 1:-1]
+
+
+def mean_episode_iou(inter: np.ndarray, union: np.ndarray) -> float:
+    """Returns the mean over episodes of intersection / max(union, 1), in percent; foreground counts (episodes,)."""
+    return float(np.mean(100 * inter / np.maximum(union, 1)))
 
 
 @dataclass

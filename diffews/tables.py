@@ -35,6 +35,8 @@ class Run:
     fb_iou: float
     class_ids: list[int]
     queries: list[str]
+    records: list[dict[str, Any]]  # the lines of episodes.jsonl
+    result: dict[str, Any]  # result.json as it stands
     samples: np.ndarray  # bootstrap resamples of the mIoU
     protocol: dict[str, Any]
 
@@ -93,6 +95,8 @@ def read_run(folder: Path) -> Run:
             fb_iou=result["fb_iou"],
             class_ids=result["class_ids"],
             queries=[record["query"] for record in records],
+            records=records,
+            result=result,
             samples=samples,
             protocol={**{key: result[key] for key in PROTOCOL if key in result}, "list": _list_name(result)},
         )

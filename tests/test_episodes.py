@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from diffews import InputError
@@ -105,6 +106,24 @@ def test_an_episode_is_the_same_each_time_and_in_any_order(golden_set):
         assert again.query_name == forward[i].query_name
         assert np.array_equal(again.query_rgb, forward[i].query_rgb)
         assert np.array_equal(again.support_masks, forward[i].support_masks)
+
+
+def test_a_query_comes_at_its_own_size(golden_set, coco):
+    for index, episode in enumerate(golden_set.episodes):
+        picture = golden_set.query_picture(index)
+        image = Image.open(coco / "COCO2014" / episode.query.name).convert("RGB")
+        labels = Image.open((coco / "COCO2014" / "annotations" / episode.query.name).with_suffix(".png"))
+        assert picture.image.size == image.size and np.array_equal(picture.image, image)
+        assert np.array_equal(picture.mask, np.asarray(labels) == episode.class_id + 1)  # 0 is background
+
+
+def test_a_mask_of_another_size_than_its_picture_is_refused_at_any_size(own_coco):
+    data = load_benchmark("coco20i", own_coco, fold=0, image_size=32, episodes=1)
+    file = (own_coco / "COCO2014" / "annotations" / data.episodes[0].query.name).with_suffix(".png")
+    Image.new("L", (5, 4)).save(file)
+    for read in (data.query_picture, data.__getitem__):
+        with pytest.raises(InputError, match=f"{file.name}: the mask is 5 x 4, its picture "):
+            read(0)
 
 
 def test_loader_workers_decode_the_same(golden_set):

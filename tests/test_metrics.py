@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_cdt
 
-from diffews.metrics import Scores, bootstrap_samples, intersection_and_union, interval
+from diffews.metrics import (
+    Scores,
+    bootstrap_samples,
+    boundary_counts,
+    intersection_and_union,
+    interval,
+    mean_episode_iou,
+)
 
 PREDICTION = np.array([[1, 1, 0], [0, 0, 1]])
 TRUTH = np.array([[1, 0, 0], [1, 0, 1]])
@@ -33,6 +41,66 @@ def test_counts_against_a_count_by_pixel():
                 inter[side] += not skip and p == t == side
                 union[side] += not skip and side in (p, t)
         assert intersection_and_union(prediction, truth, ignore) == (inter, union)
+
+
+# ---- boundaries ----
+
+
+def test_boundary_counts_by_hand(square_mask):
+    mask = square_mask(16, 16)  # 8 x 8; the diagonal is 22.6, so that d is 1 below a share of 0.066
+    ring, wider = 8 * 8 - 6 * 6, 8 * 8 - 4 * 4
+    assert boundary_counts(mask, mask) == (ring, ring)
+    assert boundary_counts(mask, mask, share=2 / 22.6) == (wider, wider)
+    moved = np.roll(mask, 1, axis=1)  # the two rings share the middle of the upper and the lower row
+    assert boundary_counts(moved, mask) == (14, 2 * ring - 14)
+
+
+@pytest.mark.parametrize(("shape", "share"), [((9, 7), 0.02), ((64, 64), 0.02), ((48, 64), 0.05), ((33, 64), 0.1)])
+def test_boundary_counts_against_the_distance_to_the_background(shape, share):
+    generator = np.random.default_rng(0)
+    distance = max(1, round(share * (shape[0] ** 2 + shape[1] ** 2) ** 0.5))
+    for seed in range(10):
+        coarse = generator.random((3, -(-shape[0] // 8), -(-shape[1] // 8))) < (0.3, 0.6, 0.9)[seed % 3]
+        prediction, truth, ignore = coarse.repeat(8, 1).repeat(8, 2)[:, : shape[0], : shape[1]]
+        near = [
+            mask & (distance_transform_cdt(np.pad(mask, 1), "chessboard")[1:-1, 1:-1] <= distance) & ~ignore
+            for mask in (prediction, truth)
+        ]
+        want = (np.sum(near[0] & near[1]), np.sum(near[0] | near[1]))
+        assert boundary_counts(prediction, truth, ignore, share) == want
+
+
+def test_the_images_edge_is_a_contour():
+    whole = np.ones((10, 12), np.uint8)
+    assert boundary_counts(whole, whole) == (120 - 8 * 10, 120 - 8 * 10)
+    corner = np.zeros((10, 12), np.uint8)
+    corner[:4, :4] = 1
+    assert boundary_counts(corner, corner) == (16 - 4, 16 - 4)
+
+
+def test_empty_masks_have_no_boundary(square_mask):
+    mask = square_mask(16, 16)
+    assert boundary_counts(mask * 0, mask * 0) == (0, 0)
+    assert boundary_counts(mask * 0, mask) == boundary_counts(mask, mask * 0) == (0, 28)
+
+
+def test_ignored_pixels_are_no_part_of_a_boundary(square_mask):
+    mask, ignore = square_mask(16, 16), np.zeros((16, 16), np.uint8)
+    ignore[:, :8] = 1  # half of the ring, and no contour of its own
+    assert boundary_counts(mask, mask, ignore) == (14, 14)
+
+
+def test_boundary_counts_are_plain_integers_of_any_type_of_mask(square_mask):
+    counts = boundary_counts(square_mask(16, 16), square_mask(16, 16).astype(np.uint8) * 255)
+    assert counts == (28, 28) and all(type(count) is int for count in counts)
+
+
+def test_the_mean_over_episodes_weighs_all_alike():
+    assert mean_episode_iou(np.array([10, 0, 0]), np.array([20, 60, 0])) == pytest.approx(50 / 3)
+    assert mean_episode_iou(np.array([7]), np.array([7])) == 100.0
+
+
+# ---- the protocol's figures ----
 
 
 def test_iou_is_that_of_the_sums_over_a_classs_episodes():

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffews.report import PREDICTION_COLOUR, SUPPORT_COLOUR, TRUTH_COLOUR, overlay, panel, save_image
+from diffews.report import (
+    BLACK,
+    PREDICTION_COLOUR,
+    SUPPORT_COLOUR,
+    TRUTH_COLOUR,
+    figure_tiles,
+    figure_titles,
+    overlay,
+    panel,
+    save_figure,
+    save_image,
+    tint,
+)
 
 
 @pytest.fixture
@@ -34,6 +46,34 @@ def test_a_panel_shows_supports_query_prediction_and_truth(grey, square_mask):
     for tile, expected in zip(tiles, want, strict=True):
         assert np.array_equal(tile, expected)
     assert (picture[:, 64:66] == 255).all()
+
+
+def test_a_tint_fades_colours_and_lays_the_mask_half_transparent_over_them(square_mask):
+    red = np.full((192, 192, 3), (200, 0, 0), np.uint8)  # its grey is 0.299 * 200
+    tinted = tint(red, square_mask(192, 192), SUPPORT_COLOUR)
+    faded = 0.3 * np.array([200, 0, 0]) + 0.7 * 60
+    assert np.allclose(tinted[10, 10], faded, atol=1)
+    assert np.allclose(tinted[96, 96], (faded + np.array(SUPPORT_COLOUR)) / 2, atol=1)
+    assert tinted[96, 48].tolist() == list(SUPPORT_COLOUR)  # the outline
+    assert (red == (200, 0, 0)).all()
+
+
+@pytest.mark.parametrize(("size", "side"), [(64, 192), (100, 200), (192, 192), (256, 256)])
+def test_a_figure_enlarges_small_pictures_by_a_whole_factor(square_mask, size, side):
+    image, mask = np.full((size, size, 3), 100, np.uint8), square_mask(size, size)
+    tiles = figure_tiles([(image, mask)] * 2, image, mask, mask)
+    assert [tile.shape for tile in tiles] == [(side, side, 3)] * 5
+    assert (tiles[2] == 100).all()
+    assert [words for _, words, _ in figure_titles(2)] == ["support 1", "support 2", "query", "prediction", "truth"]
+
+
+def test_text_stays_above_its_columns(tmp_path):
+    tile = np.full((192, 192, 3), 100, np.uint8)
+    for words in ("cat", "a class with a very long name, which goes on and on and on"):
+        save_figure(tmp_path / "a.png", [([(0, words, BLACK), (1, "", BLACK)], [tile, tile])], columns=2)
+        with Image.open(tmp_path / "a.png") as image:
+            line = np.asarray(image)[8:40, 16:]
+        assert (line[:, :192] < 128).any() and (line[:, 192:] == 255).all()
 
 
 def test_colours_survive_the_file(grey, square_mask, tmp_path):

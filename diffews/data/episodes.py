@@ -291,16 +291,19 @@ class EpisodeDataset:
             support_masks=np.stack([mask for _, mask, _ in supports]),
         )
 
+    def query_picture(self, index: int) -> Picture:
+        """Decodes an episode's query at its own size."""
+        episode = self.episodes[index]
+        return read_picture(self.benchmark, episode.query, episode.class_id)
+
     def check_files(self) -> None:
         """Raises InputError if a picture or mask of the list is not there; decodes nothing."""
         samples = dict.fromkeys(s for episode in self.episodes for s in (episode.query, *episode.supports))
         self.benchmark.check_files(samples)
 
 
-def decode_sample(
-    benchmark: Benchmark, sample: Sample, class_id: int, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Decodes a sample at (size, size): RGB uint8 (3, S, S), mask uint8 {0, 1} (S, S), ignored pixels or None."""
+def read_picture(benchmark: Benchmark, sample: Sample, class_id: int) -> Picture:
+    """Decodes a sample at its own size; a mask of another size than its picture is an InputError."""
     picture = benchmark.decode(sample, class_id)
     if picture.mask.shape != picture.image.size[::-1]:
         height, width = picture.mask.shape
@@ -308,5 +311,13 @@ def decode_sample(
             f"{benchmark.files(sample)[-1]}: the mask is {width} x {height}, "
             f"its picture {picture.image.width} x {picture.image.height}"
         )
+    return picture
+
+
+def decode_sample(
+    benchmark: Benchmark, sample: Sample, class_id: int, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Decodes a sample at (size, size): RGB uint8 (3, S, S), mask uint8 {0, 1} (S, S), ignored pixels or None."""
+    picture = read_picture(benchmark, sample, class_id)
     ignore = None if picture.ignore is None else resize_mask(picture.ignore, size)
     return resize_image(picture.image, size), resize_mask(picture.mask, size), ignore
