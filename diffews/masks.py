@@ -1,6 +1,8 @@
 """Masks at the model's border: mask -> RGB for the VAE, decoded RGB -> mask (protocol: white foreground on black)."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +12,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 THRESHOLD_RULES = ("reference", "paper", "absolute")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A way to paint a mask as a picture that can be encoded.
+
+    draw: RGB (..., 3, H, W) in 0..255 and mask (..., H, W) in {0, 1}, arrays or tensors -> RGB of whole numbers.
+    pooled: not the VAE encodes the picture; the share of the mask under each latent is what is read.
+    """
+
+    name: str
+    draw: Callable[[Any, Any], Any]
+    pooled: bool = False
+
+    def __call__(self, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Paints uint8 pixels (3, H, W) and a uint8 mask (H, W) -> uint8 (3, H, W)."""
+        return self.draw(rgb.astype(np.int32), mask.astype(np.int32)).astype(np.uint8)
+
+
+def _white_on_black(rgb: Any, mask: Any) -> Any:
+    return rgb * 0 + 255 * mask[..., None, :, :]
+
+
+WHITE_ON_BLACK = Rendering("white_on_black", _white_on_black)  # the released model's, which the VAE sees as {-1, +1}
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:

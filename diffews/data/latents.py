@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
 from diffews.data.loading import stream
-from diffews.data.training import picture_order, render_mask_pixels
+from diffews.data.training import MASKS_ALONE, PictureKey, Renderings, picture_order
 from diffews.errors import InputError
 from diffews.files import open_run
 
@@ -25,7 +25,8 @@ TODO, DONE, EMPTY = 0, 1, 2  # state of a row; EMPTY: done, and the mask has no 
 class LatentCache:
     """A folder with latents.npy, float32 [rows, 2, C, h, w] (mean and standard deviation), memory-mapped.
 
-    Rows: every picture of the benchmark's lists, then every (picture, class) mask. It takes 8 C h w bytes a row:
+    Rows: every picture of the benchmark's lists, then every (picture, class) mask, painted in each way that is asked
+    for. It takes 8 C h w bytes a row:
     at 512 pixels 21 to 28 GB for the training lists of one COCO-20i fold, 33 GB for all classes.
     """
 
@@ -37,15 +38,17 @@ class LatentCache:
         vae_sha256: str,
         latent: tuple[int, ...],
         dtype: str = "torch.float32",
+        renderings: Renderings = MASKS_ALONE,
     ) -> None:
-        self.folder, self.benchmark, self.image_size = folder, benchmark, image_size
+        self.folder, self.benchmark, self.image_size, self.renderings = folder, benchmark, image_size, renderings
+        self.painted = {rendering.name: rendering for rendering in (renderings.target, renderings.drawn)}
         masks = sorted({(s, c) for c, samples in benchmark.images.items() for s in samples}, key=_order)
-        pictures: list[tuple[Sample, int | None]] = [(sample, None) for sample in dict.fromkeys(s for s, _ in masks)]
-        self.keys: list[tuple[Sample, int | None]] = [*pictures, *masks]
+        self.keys: list[PictureKey] = [(sample, None, "") for sample in dict.fromkeys(s for s, _ in masks)]
+        self.keys += [(sample, class_id, name) for name in self.painted for sample, class_id in masks]
         self.rows = {key: row for row, key in enumerate(self.keys)}
         self.class_of = dict(reversed(masks))  # any class that a sample has: decoding a picture asks for one
         self.shape = (len(self.keys), 2, *latent)
-        names = json.dumps([(sample.name, sample.object_id, class_id) for sample, class_id in self.keys])
+        names = json.dumps([(sample.name, sample.object_id, class_id, name) for sample, class_id, name in self.keys])
         self.identity = {
             "vae_sha256": vae_sha256,
             "vae_dtype": dtype,
@@ -92,10 +95,12 @@ class LatentCache:
         self._latents = np.load(self.folder / "latents.npy", mmap_mode=mode)
         self._state = np.load(self.folder / "state.npy", mmap_mode=mode)
 
-    def fill(self, encode: Callable[[Tensor], Tensor], workers: int, process: int = 0, processes: int = 1) -> None:
+    def fill(
+        self, encode: Callable[[Tensor, bool], Tensor], workers: int, process: int = 0, processes: int = 1
+    ) -> None:
         """Encodes what is missing, every `processes`-th row; an interrupted fill goes on where it stopped.
 
-        encode: uint8 RGB [3, S, S] -> moments [2, C, h, w].
+        encode: uint8 RGB [3, S, S] and whether it is a pooled rendering -> moments [2, C, h, w].
         """
         self.open("r+")
         assert self._latents is not None and self._state is not None
@@ -105,7 +110,8 @@ class LatentCache:
             return
         with tqdm(total=len(missing), unit="latent", disable=process > 0, desc="cache") as bar:
             for row, pixels, empty in stream(self._read_row, missing, workers):
-                self._latents[row] = encode(pixels).cpu().numpy()
+                name = self.keys[row][2]
+                self._latents[row] = encode(pixels, bool(name) and self.painted[name].pooled).cpu().numpy()
                 self._state[row] = EMPTY if empty else DONE  # after the latents, so that a kill leaves it to do
                 bar.update()
         self._latents.flush()
@@ -116,7 +122,7 @@ class LatentCache:
         if self._latents is None or self._state is None:
             self.open()
         assert self._latents is not None and self._state is not None
-        rows = [self.rows[key] for key in picture_order(episode)]
+        rows = [self.rows[key] for key in picture_order(episode, self.renderings)]
         if (self._state[rows] == TODO).any():
             raise InputError(f"cache={self.folder} is not complete; run the same command again to fill it")
         if (self._state[rows] == EMPTY).any():
@@ -124,12 +130,12 @@ class LatentCache:
         return torch.from_numpy(self._latents[rows])
 
     def _read_row(self, row: int) -> tuple[int, Tensor, bool]:
-        sample, class_id = self.keys[row]
+        sample, class_id, name = self.keys[row]
         wanted = self.class_of[sample] if class_id is None else class_id
         rgb, mask, _ = decode_sample(self.benchmark, sample, wanted, self.image_size)
         if class_id is None:
             return row, torch.from_numpy(rgb), False
-        return row, torch.from_numpy(render_mask_pixels(mask)), not mask.any()
+        return row, torch.from_numpy(self.painted[name](rgb, mask)), not mask.any()
 
 
 def _order(mask: tuple[Sample, int]) -> tuple[str, int, int]:

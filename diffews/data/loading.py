@@ -22,12 +22,15 @@ class _Reads(Dataset):
         return returned(self.read, self.keys[position])
 
 
-def stream(read: Callable[[Key], Item], keys: Sequence[Key], workers: int) -> Iterator[Item]:
+def stream(read: Callable[[Key], Item], keys: Sequence[Key], workers: int, pin: bool = False) -> Iterator[Item]:
     """Yields read(key) for each key in order, computed by `workers` processes (0: in this one).
+
+    pin: put the items into memory from which a GPU can copy while it computes; they need a `pin_memory` method.
 
     Raises:
         InputError: as `read` raised it.
 
     """
-    for item in DataLoader(_Reads(read, keys), batch_size=None, num_workers=min(workers, len(keys))):
+    loader = DataLoader(_Reads(read, keys), batch_size=None, num_workers=min(workers, len(keys)), pin_memory=pin)
+    for item in loader:
         yield raised(item)

@@ -9,8 +9,14 @@ from torch import Tensor
 
 from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
 from diffews.errors import InputError
+from diffews.masks import WHITE_ON_BLACK, Rendering
 
-EPISODE_STREAM, SHOTS_STREAM, NOISE_STREAM = 0, 1, 2  # second word of the seeds, so that streams never meet
+EPISODE_STREAM, SHOTS_STREAM, NOISE_STREAM, GENERATION_STREAM = (
+    0,
+    1,
+    2,
+    3,
+)  # second word of the seeds, so that streams never meet
 MOST_ATTEMPTS = 100
 
 
@@ -31,10 +37,24 @@ class TrainingBatch:
     pictures: Tensor  # uint8 pixels [B, P, 3, S, S], or float32 moments of the VAE's posterior [B, P, 2, 4, h, w]
 
 
-def picture_order(episode: Episode) -> list[tuple[Sample, int | None]]:
-    """Returns query, query mask, supports, support masks as (sample, class of the mask or None for the picture)."""
+@dataclass(frozen=True)
+class Renderings:
+    """How an episode's masks are painted: the query's, which is the target, and the supports', which are drawn."""
+
+    target: Rendering = WHITE_ON_BLACK
+    drawn: Rendering = WHITE_ON_BLACK
+
+
+MASKS_ALONE = Renderings()  # of the released model
+PictureKey = tuple[Sample, int | None, str]  # sample, class of the mask or None, name of the rendering or ""
+
+
+def picture_order(episode: Episode, renderings: Renderings = MASKS_ALONE) -> list[PictureKey]:
+    """Returns query, query mask, supports, support masks."""
     samples, c = episode.supports, episode.class_id
-    return [(episode.query, None), (episode.query, c), *((s, None) for s in samples), *((s, c) for s in samples)]
+    masks: list[PictureKey] = [(s, c, renderings.drawn.name) for s in samples]
+    images: list[PictureKey] = [(s, None, "") for s in samples]
+    return [(episode.query, None, ""), (episode.query, c, renderings.target.name), *images, *masks]
 
 
 class TrainingEpisodes:
@@ -88,6 +108,10 @@ class TrainingEpisodes:
         draws = np.random.default_rng([self.seed, NOISE_STREAM, index])
         return torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
 
+    def generation_draws(self, index: int) -> np.random.Generator:
+        """Returns the generator of episode `index`'s timestep and diffusion noise."""
+        return np.random.default_rng([self.seed, GENERATION_STREAM, index])
+
     def batch(self, source: Source, indices: list[int], shots: int) -> TrainingBatch:
         """Reads a batch; an episode with an empty mask is drawn again."""
         drawn = [self._read(source, index, shots) for index in indices]
@@ -122,10 +146,10 @@ class BatchReader:
 
 
 class PixelSource:
-    """Decodes an episode's pictures; masks become RGB of 0 and 255, so that all are encoded alike."""
+    """Decodes an episode's pictures and paints its masks as RGB, so that all are encoded alike."""
 
-    def __init__(self, benchmark: Benchmark, image_size: int) -> None:
-        self.benchmark, self.image_size = benchmark, image_size
+    def __init__(self, benchmark: Benchmark, image_size: int, renderings: Renderings = MASKS_ALONE) -> None:
+        self.benchmark, self.image_size, self.renderings = benchmark, image_size, renderings
 
     def read(self, episode: Episode) -> Tensor | None:
         """Returns uint8 [P, 3, S, S]; see `Source`."""
@@ -133,11 +157,7 @@ class PixelSource:
                    for s in (episode.query, *episode.supports)]  # fmt: skip
         if not all(mask.any() for _, mask, _ in decoded):
             return None
-        images = [rgb for rgb, _, _ in decoded]
-        masks = [render_mask_pixels(mask) for _, mask, _ in decoded]
-        return torch.from_numpy(np.stack([images[0], masks[0], *images[1:], *masks[1:]]))
-
-
-def render_mask_pixels(mask: np.ndarray) -> np.ndarray:
-    """Paints a mask (H, W) of {0, 1} as RGB pixels (3, H, W) of {0, 255}, which the VAE sees as {-1, +1}."""
-    return np.repeat(mask[None] * np.uint8(255), 3, axis=0)
+        (query, query_mask, _), *supports = decoded
+        target = self.renderings.target(query, query_mask)
+        drawn = [self.renderings.drawn(rgb, mask) for rgb, mask, _ in supports]
+        return torch.from_numpy(np.stack([query, target, *(rgb for rgb, _, _ in supports), *drawn]))
