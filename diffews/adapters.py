@@ -51,6 +51,6 @@ def merged_state(unet: DiffewsUNet) -> dict[str, Tensor]:
 
 def plain_unet(unet: DiffewsUNet) -> DiffewsUNet:
     """Returns a UNet of the same weights without adapters, to be saved."""
-    plain = DiffewsUNet.from_config(unet.config)
+    plain = type(unet).from_config(unet.config)
     plain.load_state_dict(merged_state(unet))
     return plain

@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from diffews.config import BaselinesConfig
 from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, decode_sample
-from diffews.device import exact_arithmetic, memory_advice, pick_device, torch_dtype
+from diffews.device import memory_advice, pick_device
 from diffews.errors import InputError
 from diffews.evaluate import Group, count_pixels, predict, read_group
 from diffews.files import write_atomic
+from diffews.load import open_pipeline, settle_fast
 from diffews.metrics import Scores, intersection_and_union
 from diffews.models.weights import WeightSource
-from diffews.pipeline import build_pipeline
 from diffews.tables import read_run
 
 SWAP_SEED = 0
@@ -26,8 +26,8 @@ SWAP_SEED = 0
 def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: WeightSource) -> str:
     """Computes all rows, writes them as JSON if `out` is given, and returns them as a table."""
     rows = [_run_row(Path(run), dataset) for run in config.runs]
-    exact_arithmetic(config.threads)
-    pipeline = build_pipeline(source, torch_dtype(config.dtype), pick_device(config.device), config.allow_bin)
+    device = pick_device(config.device)
+    pipeline = open_pipeline(settle_fast(config, device), source, device, config.threads)
     predict_masks = functools.partial(
         predict, pipeline, shots=config.shots, threshold=config.threshold, rule=config.threshold_rule
     )

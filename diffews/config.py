@@ -8,10 +8,13 @@ from diffews.errors import InputError
 from diffews.keys import CHECKOUT, describe, key, load, require
 from diffews.masks import THRESHOLD_RULES, check_threshold
 from diffews.published import SETTINGS
+from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
 
 __all__ = ["CHECKOUT", "describe", "key", "load", "require"]
 
 DTYPES = ("fp32", "bf16", "fp16")
+ORDERS = ("list", "best", "worst", "both", "spread")
+SHAPES = {"sd21": 8, "tiny": 4}  # what `benchmark` makes with random weights, and pixels of a latent
 LR_END = 1e-7  # where the polynomial decay ends, the reference's value
 
 
@@ -69,6 +72,17 @@ class ModelKeys:
     image_size: int | None = key(
         None, "side in pixels, a multiple of the VAE's factor; by default as recorded, else 512", least=1
     )
+    channels_last: bool = key(False, "memory layout in which convolutions are fastest; changes rounding")
+    compile: bool = key(False, "torch.compile: minutes at the start, for long runs; changes rounding")
+    low_memory: bool = key(False, "parts wait in main memory until they run, the VAE takes one picture at a time")
+    tf32: bool = key(False, "GPU: matrix products with a 10-bit mantissa, kernels chosen by timing; changes rounding")
+    fast: bool = key(
+        False, "channels_last=true batch=auto and, on a GPU, tf32=true and half precision (bf16 where it has it)"
+    )
+    encoder: str | None = key(None, "small VAE (AutoencoderTiny) whose encoder takes the place of the base's")
+    decoder: str | None = key(None, "small VAE whose decoder does, as `diffews distill-decoder` makes it")
+    denoising_steps: int = key(10, "of weights that were trained with a multi-step generation", least=1)
+    ensemble: int = key(1, "predictions that are averaged, for generation=multi_step_noise_to_mask", least=1)
     threshold: float = key(0.25, "share of the maximum (or, if absolute, the score in [0, 1)) that foreground exceeds")
     threshold_rule: str = key(
         "reference", "maximum over RGB (released code), of the mean image (paper), or none", THRESHOLD_RULES
@@ -84,15 +98,33 @@ class EvalConfig(ListKeys, ModelKeys):
     """Evaluate weights on few-shot episodes; an interrupted run goes on where it stopped."""
 
     out: str | None = key(None, "folder for episodes.jsonl and result.json; by default results/<weight>/<settings>")
-    batch: int = key(
-        1, "episodes computed at once; 1 is exact, more may flip pixels that sit on the threshold", least=1
+    batch: int | str = key(
+        1,
+        "episodes computed at once, or auto; 1 is exact, more may flip pixels that sit on the threshold",
+        ("auto",),
+        1,
     )
     workers: int = key(
         2, "processes that decode pictures; 0 decodes in the main process; never changes results", least=0
     )
     threads: int = key(1, "CPU threads of the model; results are the same bytes at the same number", least=1)
+    kv_sampling: int | None = key(
+        None,
+        "keep a random subset of the support's keys and values, as many as N shots have (paper, section 4.5)",
+        least=1,
+    )
+    relative_thresholds: list[float] = key([], "also count at these shares of the maximum: 0.2,0.3; by threshold_rule")
+    absolute_thresholds: list[float] = key([], "also count at these scores")
+    extra_metrics: bool = key(
+        False, "also count at the pictures' own size, and boundary IoU; decodes each query twice"
+    )
     pictures: int = key(0, "write support | query | prediction | truth panels of the first N episodes", least=0)
     save_masks: bool = key(False, "write each predicted mask as out/masks/<index>.png (0 and 255)")
+
+    def check(self) -> None:
+        """Raises InputError for a threshold that cannot be."""
+        for threshold in (*self.relative_thresholds, *self.absolute_thresholds):
+            check_threshold(threshold, "absolute")
 
 
 @dataclass
@@ -119,8 +151,13 @@ class SegmentConfig(ModelKeys):
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")
     mask: list[str] = key([], "their masks, in the same order: one channel of {0, 1} or {0, 255}")
     query: list[str] = key([], "query picture(s), or folders of them")
+    classes: list[str] = key([], "name of each support's class, in the same order; several make a label map")
+    bank: list[str] = key(
+        [], "support bank(s) that save_bank= wrote, instead of support= and mask=; several: a label map"
+    )
+    save_bank: str | None = key(None, "write the encoded support, for bank=; with several classes a folder")
     out: str = key("masks", "folder for <query>_mask.png (0 and 255) and <query>_overlay.jpg")
-    batch: int = key(1, "queries computed at once", least=1)
+    batch: int | str = key(1, "queries computed at once, or auto", ("auto",), 1)
     threads: int = key(0, "CPU threads of the model; 0 takes all cores", least=0)
 
 
@@ -166,6 +203,24 @@ class TableConfig:
 
 
 @dataclass
+class FigureConfig:
+    """Draw episodes of a finished evaluation: supports, query, prediction, truth; predictions are computed again."""
+
+    run: str | None = key(None, "folder of `diffews eval`")
+    out: str | None = key(None, "picture to write, .png or .jpg; by default figure.png in the run's folder")
+    count: int = key(4, "episodes; with order=both so many of each", least=1)
+    order: str = key(
+        "list", "the first, those of highest or lowest IoU, both, or spread evenly over the quantiles of IoU", ORDERS
+    )
+    index: list[int] = key([], "these episodes instead, counted from 0: 3,17")
+
+    def check(self) -> None:
+        """Raises InputError for a file name that says no picture format."""
+        if self.out is not None and not self.out.lower().endswith((".png", ".jpg", ".jpeg")):
+            raise InputError(f"out={self.out} does not end in .png or .jpg")
+
+
+@dataclass
 class ExportConfig:
     """Write trained weights as a small folder to hand on: unet/unet in half precision, and what was recorded."""
 
@@ -185,6 +240,14 @@ class TrainConfig(BenchmarkKeys):
     out: str | None = key(None, "folder for checkpoints and, at the end, unet/unet")
     mix: list[str] = key([], "train on several benchmarks: name:weight,name:weight; none of their classes is held out")
     image_size: int = key(512, "side in pixels, a multiple of the VAE's factor", least=1)
+    interaction: str = key("kv_fusion", "how query and support interact (paper, section 4.1)", INTERACTIONS)
+    injection: str = key("concatenation", "how the support's mask enters (section 4.2)", INJECTIONS)
+    supervision: str = key(
+        "white_on_black", "what the query's mask looks like as a target (section 4.3)", SUPERVISIONS
+    )
+    generation: str = key("one_step", "how the mask is generated (section 4.4)", GENERATIONS)
+    beta_start: float = key(0.00085, "of the multi-step generations")
+    beta_end: float = key(0.012, "of the multi-step generations; the paper's larger pair is 0.0272, 0.384")
     steps: int = key(20000, "optimizer steps", least=1)
     batch: int = key(1, "episodes in a forward pass, on each process", least=1)
     accumulate: int = key(4, "forward passes in an optimizer step", least=1)
@@ -227,6 +290,8 @@ class TrainConfig(BenchmarkKeys):
 
     def check(self) -> None:
         """Raises InputError for settings that cannot be trained with."""
+        if Variant.of(vars(self)).interaction == "cross_attention" and self.cache is not None:
+            raise InputError("cache= keeps latents, and interaction=cross_attention reads pixels; leave cache= out")
         for name in ("warmup", "beta1", "beta2", "ema"):
             if (getattr(self, name) or 0) >= 1:
                 raise InputError(f"{name}={getattr(self, name)} must be below 1")
@@ -254,3 +319,54 @@ class TinyBaseConfig:
     seed: int = key(0, "of weights, crops and the text embedding", least=0)
     steps: int = key(2500, "optimizer steps of each of the two stages", least=1)
     batch: int = key(12, "crops in a step, a quarter of them masks", least=4)
+
+
+@dataclass
+class BenchmarkConfig(ModelKeys):
+    """Measure time, memory and arithmetic of episodes and training steps; the last line is JSON."""
+
+    weight: str | None = key(None, "weight dir; by default random weights of `shapes`")
+    shapes: str = key("sd21", "of the random weights: Stable Diffusion 2.1's, or those of weight/tiny", tuple(SHAPES))
+    fast: bool = key(True, "what is compared to the plain way; see `diffews eval --help`. false: the keys as given")
+    batch: int | str = key("auto", "episodes computed at once; the plain way takes 1", ("auto",), 1)
+    threads: int = key(1, "CPU threads, of both ways", least=1)
+    repeats: int = key(5, "timed runs of each way, in turns; their median counts", least=1)
+    seconds: float = key(60.0, "after which a measurement stops, with at least one timed run of each way", least=0)
+    train: bool = key(True, "also measure a training step, where the memory is there")
+
+    def check(self) -> None:
+        """Raises InputError for a size that the random VAE cannot take."""
+        if self.weight is None:
+            if self.base is not None:
+                raise InputError("base= without weight=; give both, or shapes= for random weights")
+            self.image_size = self.image_size or 512
+            if self.image_size % SHAPES[self.shapes]:
+                raise InputError(
+                    f"image_size={self.image_size} is not a multiple of {SHAPES[self.shapes]}, the factor of the VAE"
+                )
+
+
+@dataclass
+class DistillConfig:
+    """Train a small decoder to imitate the base's on masks alone; `decoder=` then uses it."""
+
+    base: str | None = key(None, "folder or hub id of the base whose VAE is imitated")
+    out: str | None = key(None, "folder to write; must not exist")
+    masks: str | None = key(None, "folder of mask PNGs, searched with its subfolders; by default shapes are drawn")
+    image_size: int = key(64, "side of the masks in pixels, a multiple of the VAE's factor; Stable Diffusion: 256")
+    channels: int = key(12, "channels of every layer; Stable Diffusion: 64", least=1)
+    blocks: list[int] = key([], "residual blocks at each size, from the latent's up; by default 3, 1, then none")
+    steps: int = key(2500, "optimizer steps", least=1)
+    batch: int = key(8, "masks in a step", least=2)
+    lr: float = key(5e-3, "highest learning rate")
+    seed: int = key(0, "of weights, masks and noise", least=0)
+    allow_bin: bool = key(False, "read pickled .bin weights (tensors only) where there is no safetensors file")
+    device: str = key("auto", "auto, cpu, cuda, cuda:1, mps ...")
+    threads: int = key(1, "CPU threads; the result is the same bytes at the same number", least=1)
+
+    def check(self) -> None:
+        """Raises InputError for settings that cannot be trained with."""
+        if self.lr <= 0:
+            raise InputError(f"lr={self.lr} must be above 0")
+        if min(self.blocks, default=0) < 0:
+            raise InputError(f"blocks={','.join(map(str, self.blocks))}: a number of blocks must be at least 0")

@@ -1,11 +1,24 @@
 """Device, precision and arithmetic, decided in one place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from diffews.errors import InputError
+
+MOST_BATCH = 32  # beyond it a GPU gains nothing
+CPU_PIXELS = 8 * 64 * 64  # of a batch; a larger one leaves the caches and is no faster
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What trades the exact path for speed or memory; every one of these may flip pixels that sit on the threshold."""
+
+    channels_last: bool = False  # the memory layout that convolutions are fastest in
+    compile: bool = False  # torch.compile of UNet and VAE: minutes at the start
+    low_memory: bool = False  # parts wait in main memory, the VAE takes one picture at a time
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,9 +33,40 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def process_device(device: torch.device) -> torch.device:
+    """Returns the device that accelerate gave to this process, the CPU without a number.
+
+    A move to `cpu:0` copies weights that lie in a mapped file, and rounding depends on how tensors are aligned: one
+    process and several would not give the same bytes.
+    """
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """Returns torch's type for fp32, bf16 or fp16."""
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def half_precision(device: torch.device) -> str:
+    """Returns the half precision that the device is fast in."""
+    return "bf16" if device.type != "cuda" or torch.cuda.is_bf16_supported() else "fp16"
+
+
+def auto_batch(run: Callable[[int], object], device: torch.device, image_size: int) -> int:
+    """Returns how many pictures of this size to compute at once; on a GPU, as many as its memory holds.
+
+    run: computes so many; it is called with 1 and 2, and the growth of the peak memory says how many fit.
+    """
+    if device.type != "cuda":
+        return max(1, CPU_PIXELS // image_size**2)
+    peaks = []
+    for count in (1, 2):
+        torch.cuda.reset_peak_memory_stats(device)
+        run(count)
+        torch.cuda.synchronize(device)
+        peaks.append(torch.cuda.max_memory_allocated(device))
+    room = 0.85 * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) - peaks[0]
+    return int(max(1, min(MOST_BATCH, 1 + room // max(peaks[1] - peaks[0], 1))))
 
 
 def device_name(device: torch.device) -> str:
@@ -39,11 +83,11 @@ def memory_advice() -> Iterator[None]:
         raise InputError("the GPU is out of memory; use batch=1, a smaller image_size=, or dtype=fp16") from None
 
 
-def exact_arithmetic(threads: int) -> None:
-    """Fixes what rounding depends on: the number of CPU threads (0: as torch has it), no TF32, no timed kernels."""
+def exact_arithmetic(threads: int, tf32: bool = False) -> None:
+    """Fixes what rounding depends on: number of CPU threads (0: as torch has it), TF32, kernels chosen by timing."""
     if threads:
         torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.deterministic = not tf32
+    torch.backends.cudnn.benchmark = tf32

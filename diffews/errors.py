@@ -19,15 +19,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def returned(function: Callable[[Any], Any], item: Any) -> Any:
-    """Returns function(item), or the InputError it raised: a raise in a worker process would arrive as a traceback."""
+    """Returns function(item), or the error that a user can act on: a raise in another process would be a traceback."""
     try:
         return function(item)
-    except InputError as error:
+    except (InputError, OSError) as error:
         return error
 
 
 def raised(result: Any) -> Any:
     """Returns what `returned` gave in the main process, or raises the error that it is."""
-    if isinstance(result, InputError):
+    if isinstance(result, InputError | OSError):
         raise result
     return result

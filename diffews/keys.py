@@ -98,7 +98,7 @@ def _types(item: Field) -> tuple[Any, ...]:
 
 
 def _type_name(item: Field) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", list[int]: "integers"}
     return names.get(_types(item)[0], "a list")
 
 
@@ -107,6 +107,8 @@ def _parse(text: str, item: Field) -> Any:
     kind = _types(item)[0]
     if text == "null" and type(None) in _types(item):
         return None
+    if kind is int and str in _types(item):  # a number, or a word such as auto
+        return int(text) if text.lstrip("-").isdecimal() else _literal(text)
     if kind is str:
         return _literal(text)
     if typing.get_origin(kind) is list:
@@ -140,12 +142,14 @@ def _check(config: Any, known: dict[str, Field]) -> None:
     for name, item in known.items():
         value = getattr(config, name)
         choices, least = item.metadata["choices"], item.metadata["least"]
-        if choices and value not in choices:
-            words = [word for word in choices if word]
+        is_number = isinstance(value, int) and int in _types(item)
+        if choices and value not in choices and not is_number:
+            words = ["an integer" * (int in _types(item)), *(word for word in choices if word)]
+            words = [word for word in words if word]
             raise InputError(f"{name}={value!r} is not one of {', '.join(words)}{nearest(str(value), words)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name}={value} is not a finite number")
-        if least is not None and value is not None and value < least:
+        if least is not None and value is not None and not isinstance(value, str) and value < least:
             raise InputError(f"{name}={value} must be at least {least}")
     for part in type(config).__mro__:
         if "check" in vars(part):

@@ -1,36 +1,43 @@
 """DiffewsPipeline: encode the support once into a bank, let each query read it in one UNet pass, decode, threshold."""
 
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import Tensor
 
-from diffews.device import pick_device
 from diffews.errors import InputError
-from diffews.images import normalize, resize_image
-from diffews.masks import binary_mask, check_threshold, quantize, render_masks, resize_mask, scores_and_limit
-from diffews.models.attention import SupportBank
+from diffews.masks import binary_mask, check_threshold, quantize, resize_mask, scores_and_limit
+from diffews.models.attention import SupportBank, TextKeys
+from diffews.models.small_vae import decode_latents, encode_latents
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.weights import (
-    WeightSource,
-    find_weights,
     latent_factor,
     load_text,
-    load_unet,
-    load_vae,
     resolve,
     save_text,
+    write_record,
 )
-
-ImageInput = Image.Image | np.ndarray | Tensor
+from diffews.pictures import (
+    ImageInput,
+    as_list,
+    as_sets,
+    from_pixels,
+    prepare_image,
+    resize_scores,
+    to_array,
+    to_pixels,
+)
+from diffews.variants import Variant
+from diffews.variants.injection import Support, pool_mask
 
 
 @dataclass
@@ -53,7 +60,12 @@ class DiffewsPipeline(DiffusionPipeline):
         vae: Stable Diffusion's VAE.
         text: the empty prompt's embedding, `eval` [1, 2, C] and `train` [1, 77, C], float32.
         image_size: side in pixels to which supports and queries are resized.
+        encoder, decoder: small VAEs that take the place of the VAE's halves.
+        variant_keys: the paper's choices that the UNet was trained with; the released model's without it.
     """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["encoder", "decoder"]
 
     def __init__(
         self,
@@ -61,19 +73,28 @@ class DiffewsPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         text: dict[str, Tensor] | None = None,  # a default tells diffusers that it is no module
         image_size: int = 512,
+        encoder: AutoencoderTiny | None = None,
+        decoder: AutoencoderTiny | None = None,
+        variant_keys: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if text is None:
             raise InputError("DiffewsPipeline needs the empty prompt's embedding; load it with load_text(base)")
         check_parts(unet, vae, text)
-        self.register_modules(unet=unet, vae=vae)
-        self.register_to_config(image_size=image_size)
+        self.register_modules(unet=unet, vae=vae, encoder=encoder, decoder=decoder)
+        self.register_to_config(image_size=image_size, variant_keys=variant_keys)
         self.text = text
+        self.method = Variant.read(None if variant_keys is None else dict(variant_keys)).build()
+        self.denoising_steps, self.ensemble = 10, 1  # of the generations that take several steps
+        self._text_keys: TextKeys | None = None
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Writes unet/, vae/, text.safetensors and model_index.json; the folder is a weight dir and a base in one."""
         super().save_pretrained(save_directory, **kwargs)
-        save_text(self.text, Path(save_directory))
+        folder, keys = Path(save_directory), self.config.variant_keys
+        save_text(self.text, folder)
+        record = {"base": str(folder), "image_size": self.config.image_size}
+        write_record(folder, folder, {**record, **({} if keys is None else {"variant": dict(keys)})})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "DiffewsPipeline":
@@ -85,20 +106,68 @@ class DiffewsPipeline(DiffusionPipeline):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Means of the VAE's posterior, scaled: RGB [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/f, W/f]."""
-        images = images.to(self._execution_device, self.vae.dtype)
-        latents = self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
-        return latents.to(self.unet.dtype)
+        vae = self.encoder or self.vae
+        return encode_latents(vae, images.to(self._execution_device, vae.dtype)).to(self.unet.dtype)
 
     def encode_support_tensors(self, images: Tensor, masks: Tensor, shots: int) -> SupportBank:
-        """Runs the support pass on images [B*S, 3, H, W] in [-1, 1] and masks [B*S, H, W] in {0, 1}."""
-        latents = torch.cat([self.encode_images(images), self.encode_images(render_masks(masks))], dim=1)
-        return self.unet.encode_support(latents, self._timestep(), self._text(len(latents)), shots)
+        """Runs the support pass on images [B*S, 3, H, W] in [-1, 1] and masks [B*S, H, W] in {0, 1}.
+
+        Returns the state that the variant's query pass reads: for the released model, a SupportBank.
+        """
+        images, drawn = images.to(self._execution_device), self._draw(images, masks)
+        encode = self.unet.encode_images if self.method.interaction.reads_pixels else self.encode_images
+        features = encode(images)
+        pooled = self.method.injection.drawn.pooled
+        marks = pool_mask(drawn, features.shape[-2:]).to(features) if pooled else encode(drawn)
+        return self._prepare(self.method.injection.combine(features, marks), shots)
+
+    def encode_episodes(
+        self, queries: Tensor, images: Tensor, masks: Tensor, shots: int, distinct: Tensor
+    ) -> tuple[Tensor, SupportBank]:
+        """Encodes B queries, their supports and masks in one call of the VAE, each picture once.
+
+        queries: [B, 3, H, W]; images, masks: as `encode_support_tensors` takes them; distinct: [B + 2*B*S], the same
+        number for the same picture, in the order queries, images, masks. Returns query latents and the state.
+        """
+        if self.method.interaction.reads_pixels:
+            return self.encode_images(queries), self.encode_support_tensors(images, masks, shots)
+        drawn, pooled = self._draw(images, masks), self.method.injection.drawn.pooled
+        pictures = torch.cat([queries, images] if pooled else [queries, images, drawn])
+        numbers = distinct[: len(pictures)].tolist()
+        first = {number: place for place, number in reversed(list(enumerate(numbers)))}
+        places = sorted(first.values())
+        latents = self.encode_images(pictures[places])[[places.index(first[number]) for number in numbers]]
+        features = latents[len(queries) : len(queries) + len(images)]
+        marks = pool_mask(drawn, features.shape[-2:]).to(features) if pooled else latents[-len(images) :]
+        return latents[: len(queries)], self._prepare(self.method.injection.combine(features, marks), shots)
 
     def predict_rgb(self, images: Tensor, bank: SupportBank) -> Tensor:
         """Runs the query pass and decodes: images [B, 3, H, W] in [-1, 1] -> uint8 RGB [B, 3, H, W]."""
-        latents = self.unet.segment(self.encode_images(images), self._timestep(), self._text(len(images)), bank)
-        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return quantize(self.vae.decode(latents).sample)
+        return self.decode_masks(self.encode_images(images), bank)
+
+    def decode_masks(self, latents: Tensor, bank: SupportBank) -> Tensor:
+        """Runs the query pass on query latents [B, 4, h, w] and decodes: uint8 RGB [B, 3, H, W]."""
+        predict = functools.partial(self._segment, bank)
+        vae, generation = self.decoder or self.vae, self.method.generation
+        decoded = [
+            decode_latents(vae, generation.sample(predict, latents, self.denoising_steps, member).to(vae.dtype))
+            for member in range(self.ensemble)
+        ]
+        return quantize(torch.stack(decoded).mean(0))
+
+    def recover(self, rgb: Tensor, images: Tensor) -> Tensor:
+        """Scores of decoded masks: uint8 RGB [B, 3, H, W] and the queries in [-1, 1] -> [B, 3, H, W] in [0, 1]."""
+        return self.method.supervision.recover(rgb.float(), from_pixels(images.to(rgb.device)))
+
+    def _draw(self, images: Tensor, masks: Tensor) -> Tensor:
+        images, masks = images.to(self._execution_device), masks.to(self._execution_device)
+        return to_pixels(self.method.injection.drawn.draw(from_pixels(images), masks.float()))
+
+    def _prepare(self, support: Support, shots: int) -> SupportBank:
+        return self.method.interaction.prepare(self.unet, support, self._timestep(), self._text(), shots)
+
+    def _segment(self, bank: SupportBank, latents: Tensor, timestep: Tensor) -> Tensor:
+        return self.method.interaction.segment(self.unet, latents, timestep, self._text(), bank)
 
     # ---- from pictures to masks: what people use ----
 
@@ -120,7 +189,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
         """
         size = self._check_size(image_size)
-        image_sets, mask_sets = _as_sets(images, 3), _as_sets(masks, 2)
+        image_sets, mask_sets = as_sets(images, 3), as_sets(masks, 2)
         shots = len(image_sets[0])
         if shots == 0:
             raise InputError("no support image; give at least one")
@@ -132,8 +201,8 @@ class DiffewsPipeline(DiffusionPipeline):
 
         prepared_images, prepared_masks = [], []
         for image, mask in zip(sum(image_sets, []), sum(mask_sets, []), strict=True):
-            pixels, image_shape = _prepare_image(image, size)
-            array = binary_mask(_to_array(mask), "support mask")
+            pixels, image_shape = prepare_image(image, size)
+            array = binary_mask(to_array(mask), "support mask")
             if array.shape != image_shape:
                 raise InputError(f"support mask of size {array.shape} for an image of size {image_shape}")
             if not array.any():
@@ -169,25 +238,78 @@ class DiffewsPipeline(DiffusionPipeline):
         """
         size = self._check_size(image_size)
         bank = self.check_inputs(bank, support_images, support_masks, threshold, threshold_rule, size, batch)
-        pictures = _as_list(queries, 3)
+        pictures = as_list(queries, 3)
         if bank.batch not in (1, len(pictures)):
             raise InputError(
                 f"{len(pictures)} queries for a bank of {bank.batch} support sets; give one set, or one each"
             )
-
-        masks, scores = [], []
+        output = DiffewsOutput(masks=[], scores=[])
         for start in range(0, len(pictures), batch):
-            prepared = [_prepare_image(picture, size) for picture in pictures[start : start + batch]]
+            images, shapes = self._load(pictures[start : start + batch], size, own_size)
             part = bank if bank.batch == 1 else bank[start : start + batch]
-            rgb = self.predict_rgb(torch.stack([pixels for pixels, _ in prepared]), part).cpu().float() / 255
-            _, limits = scores_and_limit(rgb, threshold, threshold_rule)
-            for decoded, limit, (_, shape) in zip(rgb, limits, prepared, strict=True):
-                if own_size and shape != (size, size):
-                    decoded = torch.nn.functional.interpolate(decoded[None], size=shape, mode="bilinear")[0]
-                score = decoded.mean(0)
-                masks.append((score > limit).numpy())
-                scores.append(score.numpy())
-        return DiffewsOutput(masks=masks, scores=scores)
+            found = self._find(self.encode_images(images), images, part, shapes, threshold, threshold_rule)
+            for mask, score in found:
+                output.masks.append(mask)
+                output.scores.append(score)
+        return output
+
+    @torch.no_grad()
+    def label(
+        self,
+        queries: ImageInput | Sequence[ImageInput],
+        banks: Sequence[SupportBank],
+        *,
+        threshold: float = 0.25,
+        threshold_rule: str = "reference",
+        image_size: int | None = None,
+        own_size: bool = True,
+        batch: int = 1,
+    ) -> list[np.ndarray]:
+        """Segments several classes at once -> label maps uint8 (H, W), 0 for none and i + 1 for banks[i].
+
+        Each bank holds one support set of one class. A query is encoded once for all. Where several classes are
+        above their threshold, the highest score wins. For the other arguments see `__call__`.
+        """
+        size = self._check_size(image_size)
+        if not 1 <= len(banks) <= 255:
+            raise InputError(f"{len(banks)} banks; give one for each class, 1 to 255")
+        for bank in banks:
+            self.check_inputs(bank, None, None, threshold, threshold_rule, size, batch)
+            if bank.batch != 1:
+                raise InputError(f"a bank of {bank.batch} support sets; give one for each class")
+        pictures, maps = as_list(queries, 3), []
+        for start in range(0, len(pictures), batch):
+            images, shapes = self._load(pictures[start : start + batch], size, own_size)
+            latents = self.encode_images(images)
+            best = [np.zeros(shape, np.float32) for shape in shapes]
+            labels = [np.zeros(shape, np.uint8) for shape in shapes]
+            for number, bank in enumerate(banks, start=1):
+                found = self._find(latents, images, bank, shapes, threshold, threshold_rule)
+                for row, (mask, score) in enumerate(found):
+                    wins = mask & (score > best[row])
+                    labels[row][wins], best[row][wins] = number, score[wins]
+            maps += labels
+        return maps
+
+    def _load(self, pictures: Sequence[ImageInput], size: int, own_size: bool) -> tuple[Tensor, list[tuple[int, int]]]:
+        prepared = [prepare_image(picture, size) for picture in pictures]
+        shapes = [shape if own_size else (size, size) for _, shape in prepared]
+        return torch.stack([pixels for pixels, _ in prepared]), shapes
+
+    def _find(
+        self,
+        latents: Tensor,
+        images: Tensor,
+        bank: SupportBank,
+        shapes: Sequence[tuple[int, int]],
+        threshold: float,
+        rule: str,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Mask and score of each query, at the given sizes; the limit is that before the resize."""
+        rgb = self.recover(self.decode_masks(latents, bank), images).cpu()
+        _, limits = scores_and_limit(rgb, threshold, rule)
+        scores = [resize_scores(decoded, shape) for decoded, shape in zip(rgb, shapes, strict=True)]
+        return [((score > limit).numpy(), score.numpy()) for score, limit in zip(scores, limits, strict=True)]
 
     def check_inputs(
         self,
@@ -221,35 +343,35 @@ class DiffewsPipeline(DiffusionPipeline):
     def _timestep(self) -> Tensor:
         return torch.tensor(TIMESTEP, device=self._execution_device)
 
-    def _text(self, batch: int) -> Tensor:
-        text = self.text["eval"].to(self._execution_device, self.unet.dtype)
-        return text.expand(batch, -1, -1)
+    def _text(self) -> TextKeys:
+        """The constant text condition; its keys and values are computed once for a device and precision."""
+        device, dtype = self._execution_device, self.unet.dtype
+        keys = self._text_keys
+        if keys is None or keys.embedding.device != device or keys.embedding.dtype != dtype:
+            with torch.no_grad():
+                keys = self._text_keys = self.unet.encode_text(self.text["eval"].to(device, dtype))
+        return keys
 
+    def save_bank(self, bank: SupportBank, path: str | Path) -> None:
+        """Writes a bank with the hash of the weights that recorded it."""
+        self.method.interaction.check_bank_use("a bank to save")
+        bank.save(path, self.weights_sha256)
 
-def load_pipeline(
-    weight: str | Path,
-    base: str | Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    allow_bin: bool = False,
-) -> DiffewsPipeline:
-    """Loads a weight dir (DIR/unet/unet, DIR/unet or DIR) with its base.
+    def load_bank(self, path: str | Path) -> SupportBank:
+        """Reads a bank that `save_bank` wrote; a bank of other weights is an InputError."""
+        bank = SupportBank.load(path, self._execution_device, self.weights_sha256)
+        self.unet.check_bank(bank)
+        return bank.to(dtype=self.unet.dtype)
 
-    base: folder or hub id with vae/ and text.safetensors or text_encoder/ + tokenizer/; by default as recorded in the
-    weight dir, else a folder beside it. Half precision is the UNet's; the VAE stays in float32 under float16, where
-    Stable Diffusion's overflows. Pickled `.bin` weights are read (weights only) when `allow_bin` says so.
-    """
-    return build_pipeline(find_weights(weight, base), dtype, device, allow_bin)
-
-
-def build_pipeline(
-    source: WeightSource, dtype: torch.dtype, device: torch.device | str, allow_bin: bool = False
-) -> DiffewsPipeline:
-    """Loads the weights that `find_weights` found; see `load_pipeline`."""
-    unet = load_unet(source.unet, dtype, allow_bin)
-    vae = load_vae(source.base, torch.float32 if dtype == torch.float16 else dtype, allow_bin)
-    pipeline = DiffewsPipeline(unet, vae, load_text(source.base, allow_bin), source.image_size())
-    return pipeline.to(pick_device(str(device)))
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Hash of every tensor that a bank depends on: UNet, VAE and text, in the precision they have here."""
+        digest = sha256()
+        for part in (self.unet, self.encoder or self.vae):
+            for name, tensor in sorted(part.state_dict().items()):
+                digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(self.text["eval"].cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) -> None:
@@ -264,50 +386,3 @@ def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) 
             f"the UNet takes text of {unet.config.cross_attention_dim} channels, the base makes "
             f"{text['eval'].shape[-1]}; weight and base do not belong together"
         )
-
-
-def to_pixels(rgb: Tensor) -> Tensor:
-    """Maps uint8 RGB to float32 in [-1, 1], as `diffews.images.normalize` does for arrays."""
-    return rgb.float() / 255 * 2 - 1
-
-
-def _as_list(pictures: Any, dimensions: int) -> list[Any]:
-    """One picture or mask, an array or tensor of several, or a list -> list; one has `dimensions` dimensions."""
-    if isinstance(pictures, np.ndarray | Tensor):
-        return [pictures] if pictures.ndim <= dimensions else list(pictures)
-    return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-
-
-def _as_sets(pictures: Any, dimensions: int) -> list[list[Any]]:
-    """One picture, a list, or a list of lists -> list of support sets."""
-    items = _as_list(pictures, dimensions)
-    return [list(item) for item in items] if items and isinstance(items[0], list | tuple) else [items]
-
-
-def _to_array(picture: ImageInput) -> np.ndarray:
-    if isinstance(picture, Tensor):
-        picture = picture.detach().cpu()
-        return (picture.float() if picture.is_floating_point() else picture).numpy()  # numpy has no bfloat16
-    return np.asarray(picture)
-
-
-def _prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
-    """Returns pixels [3, size, size] in [-1, 1] and the picture's own (height, width)."""
-    if isinstance(picture, Image.Image):
-        return torch.from_numpy(normalize(resize_image(picture.convert("RGB"), size))), picture.size[::-1]
-    array = _to_array(picture)
-    if array.ndim == 3 and array.shape[0] != 3 and array.shape[-1] == 3:
-        array = array.transpose(2, 0, 1)
-    if array.ndim != 3 or array.shape[0] != 3 or array.size == 0:
-        raise InputError(f"a picture of shape {array.shape}; give (height, width, 3) or (3, height, width)")
-    if array.dtype == np.uint8:
-        return _prepare_image(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size)
-    if not np.issubdtype(array.dtype, np.floating) or not (array.min() >= -1 and array.max() <= 1):
-        raise InputError(
-            f"a picture of {array.dtype} in [{array.min()}, {array.max()}]; give uint8 or float in [-1, 1]"
-        )
-    pixels = torch.from_numpy(array.astype(np.float32))
-    if array.shape[1:] != (size, size):
-        resized = torch.nn.functional.interpolate(pixels[None], size=(size, size), mode="bilinear", antialias=True)
-        pixels = resized[0].clamp(-1, 1)
-    return pixels, array.shape[1:]

@@ -1,5 +1,6 @@
 """The tiny base: a VAE small enough to ship, trained from nothing on a benchmark's training pictures and masks."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ from tqdm import tqdm
 from diffews.config import TinyBaseConfig
 from diffews.device import exact_arithmetic
 from diffews.errors import InputError
-from diffews.files import new_folder
+from diffews.files import new_folder, write_atomic
 from diffews.images import list_images, open_mask, open_rgb
 from diffews.masks import render_masks
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import save_text
-from diffews.pipeline import to_pixels
+from diffews.pictures import to_pixels
 
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -42,6 +43,16 @@ UNET = {
     "norm_num_groups": 8,
     "use_linear_projection": True,
 }
+IMAGE_ENCODER = {  # only interaction=cross_attention trains it
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "projection_dim": UNET["cross_attention_dim"],
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_act": "gelu",
+}
 TEXT_SHAPE = (1, 2, 32)  # tokens, channels; the same in training and evaluation
 CROP = 32  # side of the training crops in pixels
 MASK_SHARE = 0.25  # of a batch; the rest are pictures
@@ -50,7 +61,7 @@ STAGES = ((5e-3, False), (3e-3, True))  # peak learning rate, and whether coarse
 
 
 def make_tiny_base(config: TinyBaseConfig, out: Path) -> None:
-    """Trains the VAE and writes vae/ (float16), unet/config.json alone, and a fixed random text.safetensors."""
+    """Writes a VAE that it trains (float16), the config.json of what starts from nothing, and a fixed random text."""
     exact_arithmetic(threads=1)
     torch.manual_seed(config.seed)
     images, classes = load_training_pictures(Path(config.data))
@@ -66,6 +77,7 @@ def make_tiny_base(config: TinyBaseConfig, out: Path) -> None:
     with new_folder(out) as folder:
         vae.half().save_pretrained(folder / "vae")
         DiffewsUNet(**UNET).save_config(folder / "unet")
+        write_atomic(folder / "image_encoder" / "config.json", json.dumps(IMAGE_ENCODER, indent=1) + "\n")
         text = torch.randn(TEXT_SHAPE)
         save_text({"eval": text, "train": text.clone()}, folder)
 

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
-from diffusers import AutoencoderKL
 from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from diffews.adapters import add_lora, make_optimizer, plain_unet
@@ -27,10 +25,11 @@ from diffews.config import LR_END, TrainConfig
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.latents import LatentCache
 from diffews.data.loading import stream
-from diffews.data.training import BatchReader, PixelSource, Source, TrainingBatch, TrainingEpisodes
+from diffews.data.training import BatchReader, PixelSource, Renderings, Source, TrainingBatch, TrainingEpisodes
+from diffews.device import process_device
 from diffews.errors import InputError
 from diffews.files import check_run, hash_files, open_run, versions
-from diffews.models.unet import TIMESTEP, DiffewsUNet
+from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import (
     first_line,
     hash_base,
@@ -41,9 +40,12 @@ from diffews.models.weights import (
     start_unet,
     weight_files,
 )
-from diffews.pipeline import DiffewsPipeline, check_parts, to_pixels
+from diffews.pictures import to_pixels
+from diffews.pipeline import DiffewsPipeline, check_parts
 from diffews.report import StepLog, save_loss_curve
+from diffews.training_step import StepInput, TrainingStep, encode_moments
 from diffews.validate import eval_mode, validate
+from diffews.variants import Variant
 
 UNCHANGED_BY = {  # keys that a resumed run may change, since they do not change the result
     *("out", "data", "images", "annotations", "base", "cache", "stop_at", "resume", "checkpoint_every", "keep"),
@@ -56,52 +58,14 @@ OUT_OF_MEMORY = (
 )
 
 
-def training_loss(
-    unet: DiffewsUNet, support_latents: Tensor, query_latents: Tensor, mask_latents: Tensor, text: Tensor, shots: int
-) -> Tensor:
-    """Mean squared error between the query's mask latent and the predicted one (paper, section 4.4; x0 = -v).
-
-    support_latents: [B*S, 8, h, w], image and mask latents on channels; query_latents, mask_latents: [B, 4, h, w];
-    text: [1, tokens, C]. Gradients flow through the support pass.
-    """
-    timestep = torch.tensor(TIMESTEP, device=query_latents.device)
-    bank = unet.encode_support(support_latents, timestep, text.expand(len(support_latents), -1, -1), shots)
-    predicted = unet.segment(query_latents, timestep, text.expand(len(query_latents), -1, -1), bank)
-    return F.mse_loss(predicted.float(), mask_latents.float())
-
-
-class TrainingStep(nn.Module):
-    """Both passes inside one forward, as distributed data parallel needs it."""
-
-    def __init__(self, unet: DiffewsUNet, text: Tensor) -> None:
-        super().__init__()
-        self.unet = unet
-        self.text: Tensor
-        self.register_buffer("text", text, persistent=False)
-
-    def forward(self, latents: Tensor, shots: int) -> Tensor:
-        """Loss of a batch of latents [B, P, 4, h, w] in the order of `picture_order`."""
-        query, query_mask = latents[:, 0], latents[:, 1]
-        supports, support_masks = latents[:, 2 : 2 + shots], latents[:, 2 + shots :]
-        pairs = torch.cat([supports, support_masks], dim=2).flatten(0, 1)  # [B*S, 8, h, w]
-        return training_loss(self.unet, pairs, query, query_mask, self.text, shots)
-
-
-@torch.no_grad()
-def encode_moments(vae: AutoencoderKL, rgb: Tensor) -> Tensor:
-    """Mean and standard deviation of the VAE's posterior: uint8 RGB [3, S, S] -> float32 [2, C, h, w].
-
-    One picture at a time, so that cached and fresh latents are the same to the bit.
-    """
-    posterior = vae.encode(to_pixels(rgb[None].to(vae.device)).to(vae.dtype)).latent_dist
-    return torch.cat([posterior.mean, posterior.std]).float()
-
-
 class Trainer:
     """One training run: what it learns from, what it learns, and where it stands."""
 
     def __init__(self, config: TrainConfig, benchmark: Benchmark, base: Path) -> None:
         self.config, self.benchmark, self.base, self.out = config, benchmark, base, Path(str(config.out))
+        self.variant = Variant.of(vars(config))
+        self.method = self.variant.build()
+        self.renderings = Renderings(self.method.supervision.target, self.method.injection.drawn)
         torch.set_num_threads(config.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # the reference's recipe
         self.accelerator = make_accelerator(config, self.out)
@@ -110,13 +74,15 @@ class Trainer:
         check_run(self.out, self.identity)
 
         vae_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32  # fp16 overflows
-        self.vae = load_vae(base, vae_dtype, config.allow_bin).to(self.accelerator.device)
+        self.vae = load_vae(base, vae_dtype, config.allow_bin).to(process_device(self.accelerator.device))
         self.text = load_text(base, config.allow_bin)
-        self.unet = start_unet(base, torch.float32, config.seed, config.allow_bin).train().requires_grad_(True)
+        with_tokens = self.method.interaction.reads_pixels
+        self.unet = start_unet(base, torch.float32, config.seed, config.allow_bin, with_tokens).train()
         check_parts(self.unet, self.vae, self.text)
         if config.lora:
             torch.manual_seed(config.seed)  # the additions start at random
             add_lora(self.unet, config.lora)
+        self.method.freeze_unused(self.unet)
         if config.checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
@@ -128,7 +94,7 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.schedule = make_schedule(optimizer, config)
-        step = TrainingStep(self.unet, self.text["train"])
+        step = TrainingStep(self.unet, self.text["train"], self.method)
         self.module, self.optimizer = self.accelerator.prepare(step, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema) if config.ema else None
         if self.accelerator.is_main_process:  # now that everything is known to load
@@ -146,6 +112,8 @@ class Trainer:
         lists = json.dumps([(c, [(s.name, s.object_id) for s in samples]) for c, samples in images])
         unet = self.base / "unet"
         start = [*unet.glob("*.safetensors"), *unet.glob("*.bin")] or [unet / "config.json"]
+        if self.method.interaction.reads_pixels:
+            start += (self.base / "image_encoder").glob("*.*")
         return {
             **kept,
             "dtype": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
@@ -159,12 +127,18 @@ class Trainer:
         """Where pictures come from: the disk, or the latent cache, which is filled first."""
         config, accelerator = self.config, self.accelerator
         if config.cache is None:
-            return PixelSource(self.benchmark, config.image_size)
+            return PixelSource(self.benchmark, config.image_size, self.renderings)
         side = config.image_size // latent_factor(self.vae.config.block_out_channels)
         vae_sha256 = hash_files(weight_files(self.base / "vae"))
         latent = (self.vae.config.latent_channels, side, side)
         cache = LatentCache(
-            Path(config.cache), self.benchmark, config.image_size, vae_sha256, latent, str(self.vae.dtype)
+            Path(config.cache),
+            self.benchmark,
+            config.image_size,
+            vae_sha256,
+            latent,
+            str(self.vae.dtype),
+            self.renderings,
         )
         if accelerator.is_main_process:
             cache.prepare()
@@ -200,6 +174,7 @@ class Trainer:
         named = ("image_size", "benchmark", "fold", "shots", "steps")
         return {
             "base": str(self.config.base),
+            "variant": self.variant.asdict(),
             **{name: getattr(self.config, name) for name in named},
             "config": dataclasses.asdict(self.config),
             "versions": versions(),
@@ -226,7 +201,9 @@ class Trainer:
         """Returns the mIoU on a list of episodes and draws the first ones into out/validation/."""
         unet = self.published().to(self.accelerator.device)
         with eval_mode(unet):
-            pipeline = DiffewsPipeline(unet, self.vae, self.text, self.config.image_size)
+            pipeline = DiffewsPipeline(
+                unet, self.vae, self.text, self.config.image_size, variant_keys=self.variant.asdict()
+            )
             picture = self.out / "validation" / f"step-{self.step:06d}.png"
             return validate(pipeline, dataset, self.config.shots, picture)
 
@@ -242,12 +219,28 @@ class Trainer:
             self.ema.restore(self.parameters)
         return plain
 
-    def latents(self, batch: TrainingBatch) -> Tensor:
-        """Scaled latents [B, P, 4, h, w] of a batch's pictures: a sample of each posterior, or its mean."""
-        device, pictures = self.accelerator.device, batch.pictures
+    def step_input(self, batch: TrainingBatch) -> StepInput:
+        """Encodes a batch, and draws the timesteps and noise of its generation."""
+        shots, pictures = batch.shots, batch.pictures
+        latents = self.latents(batch, 2 if self.method.interaction.reads_pixels else None)
+        supports = latents if latents.shape[1] > 2 else to_pixels(pictures.to(self.accelerator.device))
+        draws = [self.episodes.generation_draws(index) for index in batch.indices]
+        return StepInput(
+            *self.method.generation.training_pair(latents[:, 0], latents[:, 1], draws),
+            images=supports[:, 2 : 2 + shots].flatten(0, 1),
+            drawn=supports[:, 2 + shots :].flatten(0, 1),
+            shots=shots,
+        )
+
+    def latents(self, batch: TrainingBatch, count: int | None = None) -> Tensor:
+        """Scaled latents [B, P, 4, h, w] of the first `count` pictures: a sample of each posterior or its mean."""
+        device, pictures = self.accelerator.device, batch.pictures[:, :count]
         if pictures.dtype == torch.uint8:
-            flat = torch.stack([encode_moments(self.vae, rgb) for rgb in pictures.flatten(0, 1)])
-            pictures = flat.unflatten(0, pictures.shape[:2])
+            pooled = [False] * (2 + batch.shots) + [self.renderings.drawn.pooled] * batch.shots
+            moments = [
+                encode_moments(self.vae, rgb, flag) for row in pictures for rgb, flag in zip(row, pooled, strict=False)
+            ]
+            pictures = torch.stack(moments).unflatten(0, pictures.shape[:2])
         mean, deviation = pictures.to(device).unbind(2)
         if self.config.sample_posterior:
             noise = torch.stack([self.episodes.noise(index, mean.shape[1:]) for index in batch.indices])
@@ -266,7 +259,7 @@ class Trainer:
         for _ in range(self.config.accumulate):
             batch = next(batches)
             with accelerator.accumulate(self.module):
-                loss = self.module(self.latents(batch), batch.shots)
+                loss = self.module(self.step_input(batch))
                 losses.append(accelerator.gather(loss.detach().reshape(1)).mean())
                 if not math.isfinite(losses[-1]):
                     names = "; ".join(json.dumps(episode.names()) for episode in batch.episodes)

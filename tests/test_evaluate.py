@@ -490,7 +490,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_no_half_file(refused, golden_
 
 def test_a_disk_that_fills_up_leaves_no_half_picture(refused, golden_words, evaluate, records, largest_file, tmp_path):
     out = tmp_path / "out"
-    with largest_file(600):  # run.json fits, a panel of 64 x 262 pixels does not
+    with largest_file(2000):  # run.json fits, a panel of 64 x 262 pixels does not
         assert "free some space" in refused(*golden_words, f"out={out}", "episodes=2", "pictures=2")
     assert [path.name for path in out.rglob("*") if path.is_file()] == ["run.json"]
     evaluate("episodes=2", "pictures=2")

@@ -11,12 +11,13 @@ import torch
 from training_runs import differing, log_lines, make_few_shapes, reset_accelerate, weights, write_tiny_base
 
 from diffews import InputError
-from diffews.cli import run_train
+from diffews.commands import run_train
 from diffews.config import TrainConfig, load
 from diffews.data import open_benchmark
 from diffews.data.episodes import decode_sample
 from diffews.data.latents import LatentCache
-from diffews.data.training import PixelSource, TrainingEpisodes, render_mask_pixels
+from diffews.data.training import PixelSource, TrainingEpisodes
+from diffews.masks import WHITE_ON_BLACK
 from diffews.models.weights import load_vae
 
 pytest_plugins = ("training_fixtures",)
@@ -39,7 +40,7 @@ def cache(benchmark, tmp_path):
     return make
 
 
-def encode(pixels):
+def encode(pixels, pooled=False):
     """Stands for the VAE: moments [2, C, h, w] that tell pictures apart."""
     coarse = pixels.float().unfold(1, 16, 16).unfold(2, 16, 16).mean((-2, -1)) / 255  # [3, 2, 2]
     mean = torch.cat([coarse, coarse.mean(0, keepdim=True)])
@@ -92,15 +93,17 @@ def test_the_cache_holds_mean_and_deviation_of_every_picture_and_mask(trainer, b
     vae = load_vae(tiny_base, torch.float32)
     pictures = {sample for samples in benchmark.images.values() for sample in samples}
     masks = {(sample, c) for c, samples in benchmark.images.items() for sample in samples}
-    assert set(cache.rows) == {(sample, None) for sample in pictures} | masks and len(cache.keys) == len(cache.rows)
+    images = {(sample, None, "") for sample in pictures}
+    painted = {(sample, class_id, "white_on_black") for sample, class_id in masks}
+    assert set(cache.rows) == images | painted and len(cache.keys) == len(cache.rows)
     latents, state = kept(cache)
     assert latents.shape == (len(pictures) + len(masks), 2, 4, 8, 8) and latents.dtype == np.float32
     assert (state == 1).all()
     assert (cache.folder / "latents.npy").stat().st_size == cache.nbytes + 128  # its header
     for key in [cache.keys[0], cache.keys[70], cache.keys[-1], cache.keys[-40]]:
-        sample, class_id = key
+        sample, class_id, _ = key
         rgb, mask, _ = decode_sample(benchmark, sample, class_id or 0, 32)
-        pixels = rgb if class_id is None else render_mask_pixels(mask)
+        pixels = rgb if class_id is None else WHITE_ON_BLACK(rgb, mask)
         with torch.no_grad():
             posterior = vae.encode(torch.from_numpy(pixels).float()[None] / 127.5 - 1).latent_dist
         want = torch.cat([posterior.mean, posterior.std]).numpy()
@@ -121,7 +124,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(cache):
     whole.fill(encode, workers=0)
     calls = 0
 
-    def interrupted(pixels):
+    def interrupted(pixels, pooled):
         nonlocal calls
         calls += 1
         if calls > 25:
@@ -135,7 +138,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(cache):
 
     fresh, done = 0, cache()
 
-    def counted(pixels):
+    def counted(pixels, pooled):
         nonlocal fresh
         fresh += 1
         return encode(pixels)
@@ -162,7 +165,7 @@ def test_processes_fill_every_row_once_however_they_overtake_each_other(cache, o
     cache().prepare()
     fresh = []
 
-    def counted(pixels):
+    def counted(pixels, pooled):
         fresh.append(1)
         return encode(pixels)
 
@@ -180,13 +183,13 @@ def test_a_row_that_was_never_filled_is_not_read_as_zeros(cache, benchmark):
 def test_a_mask_that_vanishes_is_drawn_again_from_the_cache_too(cache, benchmark):
     filled, seen = cache(), []
 
-    def encode_and_note(pixels):
+    def encode_and_note(pixels, pooled):
         seen.append(pixels)
         return encode(pixels)
 
     filled.prepare()
     filled.fill(encode_and_note, workers=0)
-    sample, class_id = filled.keys[-1]
+    sample, class_id, _ = filled.keys[-1]
     state = np.load(filled.folder / "state.npy", mmap_mode="r+")
     assert seen[-1].any() and state[-1] == 1
     state[-1] = 2  # as a mask without a pixel is kept
@@ -200,9 +203,9 @@ def test_a_mask_that_vanishes_is_drawn_again_from_the_cache_too(cache, benchmark
 def test_a_vanishing_mask_is_kept_as_empty(benchmark, tmp_path, few_shapes):
     cache = LatentCache(tmp_path / "cache", benchmark, 2, "", LATENT)  # two pixels leave most masks out
     cache.prepare()
-    cache.fill(lambda pixels: torch.zeros(2, *LATENT), workers=0)
+    cache.fill(lambda pixels, pooled: torch.zeros(2, *LATENT), workers=0)
     _, state = kept(cache)
-    for (sample, class_id), value in zip(cache.keys, state, strict=True):
+    for (sample, class_id, _), value in zip(cache.keys, state, strict=True):
         empty = class_id is not None and not decode_sample(benchmark, sample, class_id, 2)[1].any()
         assert value == (2 if empty else 1)
     assert (state == 2).any() and (state == 1).any()

@@ -393,7 +393,7 @@ def test_a_truncated_result_or_record_is_refused(refused_table, own_run):
 
 def test_a_run_of_the_shipped_weights_has_a_name(run, table, weights, base, coco, tmp_path, monkeypatch):
     shutil.copytree(weights / "coco_fold0", tmp_path / "weight" / "tiny" / "shapes_fold0")
-    monkeypatch.setattr("diffews.cli.CHECKOUT", tmp_path)  # where the shipped weights lie
+    monkeypatch.setattr("diffews.commands.CHECKOUT", tmp_path)  # where the shipped weights lie
     words = [f"base={base}", f"data={coco}", "image_size=64", "episodes=2", "workers=0", f"out={tmp_path / 'out'}"]
     assert run("eval", *words).code == 0
     assert "shapes (ours)" in rows(table([tmp_path / "out"]))

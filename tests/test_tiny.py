@@ -17,7 +17,8 @@ from diffews.data import open_benchmark
 from diffews.masks import render_masks
 from diffews.models.weights import load_text, load_vae, start_unet
 from diffews.tiny import load_training_pictures, make_tiny_base
-from diffews.train import TrainingStep
+from diffews.training_step import TrainingStep
+from diffews.variants import Variant
 
 pytest_plugins = ("training_fixtures",)
 
@@ -38,6 +39,7 @@ def test_the_command_makes_a_base_and_the_same_bytes_again(run, made, few_shapes
     assert outcome.code == 0 and outcome.out == f"wrote {out}\n"
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert names == [
+        "image_encoder/config.json",
         "text.safetensors",
         "unet/config.json",
         "vae/config.json",
@@ -105,7 +107,9 @@ def test_a_base_without_trained_weights_is_told_from_a_weight_dir(made, trained)
 def test_the_text_is_the_same_in_training_and_evaluation(made):
     text = load_text(made)
     assert torch.equal(text["train"], text["eval"]) and text["eval"].shape == (1, 2, 32)
-    assert torch.equal(TrainingStep(start_unet(made, torch.float32), text["train"]).text, text["eval"])
+    assert torch.equal(
+        TrainingStep(start_unet(made, torch.float32), text["train"], Variant().build()).text, text["eval"]
+    )
 
 
 def test_training_pictures_are_read_with_their_masks(few_shapes):

@@ -15,18 +15,30 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from training_runs import STEPS, batches_of, checkpoints, differing, log_lines, reset_accelerate, weights
+from training_runs import (
+    STEPS,
+    batches_of,
+    checkpoints,
+    differing,
+    log_lines,
+    one_step_input,
+    reset_accelerate,
+    weights,
+)
 
 import diffews
 from diffews.config import EvalConfig, TrainConfig, load
 from diffews.data import load_benchmark, open_benchmark
 from diffews.models.weights import empty_prompt_ids, load_unet, start_unet
-from diffews.train import Trainer, TrainingStep, make_schedule, training_loss
+from diffews.train import Trainer, make_schedule
+from diffews.training_step import TrainingStep
+from diffews.variants import Variant
 
 pytest_plugins = ("training_fixtures",)
 
 CHECKOUT = Path(diffews.__file__).parent.parent
 CONFIGS = CHECKOUT / "configs"
+METHOD = Variant().build()  # the released model's
 
 
 @pytest.fixture
@@ -63,22 +75,33 @@ def assert_golden(loss, unet, expected):
 def test_loss_and_every_gradient_are_those_of_the_reference(golden_unet, golden_step, expected, checkpointing):
     if checkpointing:
         golden_unet.enable_gradient_checkpointing()
-    latents = (golden_step[name] for name in ("support", "query", "mask", "text"))
-    assert_golden(training_loss(golden_unet, *latents, shots=2), golden_unet, expected)
-
-
-def test_the_wrapped_step_takes_latents_in_the_order_of_the_pictures(golden_unet, golden_step, expected):
     images, masks = golden_step["support"].split(4, dim=1)
-    latents = torch.cat([golden_step["query"], golden_step["mask"], images, masks])[None]  # [1, 6, 4, h, w]
-    assert_golden(TrainingStep(golden_unet, golden_step["text"])(latents, shots=2), golden_unet, expected)
+    step_input = one_step_input(golden_step["query"], golden_step["mask"], images, masks, shots=2)
+    assert_golden(TrainingStep(golden_unet, golden_step["text"], METHOD)(step_input), golden_unet, expected)
+
+
+def test_a_batch_becomes_a_step_in_the_order_of_its_pictures(trainer):
+    run = trainer()
+    for batch in batches_of(run)[:2]:
+        latents, n = run.latents(batch), batch.shots
+        step = run.step_input(batch)
+        assert torch.equal(step.query, latents[:, 0]) and torch.equal(step.goal, latents[:, 1])
+        assert torch.equal(step.images, latents[:, 2 : 2 + n].flatten(0, 1))
+        assert torch.equal(step.drawn, latents[:, 2 + n :].flatten(0, 1))
+        assert (step.shots, step.timestep.item()) == (n, 1)
 
 
 def test_episodes_of_a_batch_do_not_see_each_other(golden_unet, golden_step):
-    step = TrainingStep(golden_unet, golden_step["text"])
+    step = TrainingStep(golden_unet, golden_step["text"], METHOD)
     latents = torch.randn(2, 6, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    alone = [step(episode[None], shots=2).item() for episode in latents]
+
+    def loss(part):
+        images, masks = part[:, 2:4].flatten(0, 1), part[:, 4:].flatten(0, 1)
+        return step(one_step_input(part[:, 0], part[:, 1], images, masks, shots=2)).item()
+
+    alone = [loss(episode[None]) for episode in latents]
     assert alone[0] != pytest.approx(alone[1], rel=1e-3)
-    assert step(latents, shots=2).item() == pytest.approx(sum(alone) / 2, rel=1e-5)
+    assert loss(latents) == pytest.approx(sum(alone) / 2, rel=1e-5)
 
 
 def test_training_reads_the_padded_prompt_of_77_tokens(trainer, base):
@@ -154,8 +177,10 @@ def by_hand(run, batches):
         for batch in batches[step * config.accumulate :][: config.accumulate]:
             latents, n = run.latents(batch), batch.shots
             supports = torch.cat([latents[:, 2 : 2 + n], latents[:, 2 + n :]], dim=2).reshape(-1, 8, 8, 8)
-            loss = training_loss(unet, supports, latents[:, 0], latents[:, 1], run.text["train"], n)
-            (loss / config.accumulate).backward()
+            timestep, text = torch.tensor(1), run.text["train"]
+            bank = unet.encode_support(supports, timestep, text.expand(len(supports), -1, -1), n)
+            masks = unet.segment(latents[:, 0], timestep, text.expand(len(latents), -1, -1), bank)
+            (torch.nn.functional.mse_loss(masks, latents[:, 1]) / config.accumulate).backward()
         norms.append(torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip).item())
         for group in optimizer.param_groups:
             group["lr"] = 1e-7 + (config.lr - 1e-7) * (1 - step / config.steps)
@@ -229,12 +254,12 @@ def test_lora_trains_low_rank_additions_and_the_support_stem_alone(trainer, weig
     plain = weights(weighted_base)
     names = differing(published.state_dict(), plain)
     assert {name.split(".")[-2] for name in names} == {"to_q", "to_k", "to_v", "0", "conv_in_ref"}  # to_out.0
-    latents = run.latents(batches_of(run)[0])
+    step_input = run.step_input(batches_of(run)[0])
     with torch.no_grad():
-        adapted = run.module(latents, batches_of(run)[0].shots)
-        merged = TrainingStep(published, run.text["train"])(latents, batches_of(run)[0].shots)
-        start = TrainingStep(load_unet(weighted_base / "unet", torch.float32), run.text["train"])
-        assert start(latents, batches_of(run)[0].shots).item() != pytest.approx(adapted.item(), rel=1e-4)
+        adapted = run.module(step_input)
+        merged = TrainingStep(published, run.text["train"], METHOD)(step_input)
+        start = TrainingStep(load_unet(weighted_base / "unet", torch.float32), run.text["train"], METHOD)
+        assert start(step_input).item() != pytest.approx(adapted.item(), rel=1e-4)
     assert merged.item() == pytest.approx(adapted.item(), rel=1e-5)
 
 
@@ -324,7 +349,7 @@ def test_the_logged_loss_is_the_mean_over_the_accumulated_batches(trainer):
     run = trainer("accumulate=2")
     batches = batches_of(run)[:2]
     with torch.no_grad():
-        want = [run.module(run.latents(batch), batch.shots).item() for batch in batches]
+        want = [run.module(run.step_input(batch)).item() for batch in batches]
     assert run.optimizer_step(iter(batches)) == pytest.approx(sum(want) / 2, rel=1e-5)
 
 

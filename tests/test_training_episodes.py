@@ -13,7 +13,8 @@ from diffews import InputError
 from diffews.data import open_benchmark
 from diffews.data.episodes import Episode, Sample
 from diffews.data.loading import stream
-from diffews.data.training import PixelSource, TrainingEpisodes, picture_order, render_mask_pixels
+from diffews.data.training import PixelSource, TrainingEpisodes, picture_order
+from diffews.masks import WHITE_ON_BLACK
 
 pytest_plugins = ("training_fixtures",)
 
@@ -244,10 +245,12 @@ def test_pictures_come_in_the_order_that_is_promised(shapes_train):
     order = picture_order(episode)
     first, second = episode.supports
     c = episode.class_id
-    assert order == [(episode.query, None), (episode.query, c), (first, None), (second, None), (first, c), (second, c)]
+    images = [(first, None, ""), (second, None, "")]
+    masks = [(first, c, "white_on_black"), (second, c, "white_on_black")]
+    assert order == [(episode.query, None, ""), (episode.query, c, "white_on_black"), *images, *masks]
     pictures = PixelSource(shapes_train, 64).read(episode)
     assert pictures.shape == (6, 3, 64, 64) and pictures.dtype == torch.uint8
-    for row, (sample, class_id) in zip(pictures.numpy(), order, strict=True):
+    for row, (sample, class_id, _) in zip(pictures.numpy(), order, strict=True):
         image_file, mask_file = shapes_train.files(sample)
         if class_id is None:
             want = cv2.cvtColor(cv2.imread(str(image_file)), cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
@@ -259,7 +262,8 @@ def test_pictures_come_in_the_order_that_is_promised(shapes_train):
 
 def test_a_mask_becomes_black_and_white_pixels():
     mask = np.array([[0, 1], [1, 0]], np.uint8)
-    assert render_mask_pixels(mask).tolist() == [[[0, 255], [255, 0]]] * 3
+    picture = np.full((3, 2, 2), 7, np.uint8)  # of which nothing shows
+    assert WHITE_ON_BLACK(picture, mask).tolist() == [[[0, 255], [255, 0]]] * 3
 
 
 def test_an_episode_prints_its_names():

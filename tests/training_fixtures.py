@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from training_runs import SIDE, STEPS, make_few_shapes, reset_accelerate, write_tiny_base
 
-from diffews.cli import run_train
+from diffews.commands import run_train
 from diffews.config import TrainConfig, load
 from diffews.data import open_benchmark
 from diffews.train import Trainer

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,11 @@ from diffews.data import shapes
 from diffews.data.training import PixelSource
 from diffews.models.weights import save_text
 from diffews.tiny import TEXT_SHAPE, UNET, VAE
+from diffews.training_step import StepInput
 
 SIDE = 32  # pixels; latents are 8 x 8
 STEPS = 4
+ENCODER = Path(__file__).parent.parent / "weight" / "tiny" / "base" / "image_encoder" / "config.json"
 
 
 def reset_accelerate() -> None:
@@ -42,7 +45,14 @@ def write_tiny_base(folder: Path, seed: int = 0) -> Path:
     AutoencoderKL(**VAE, scaling_factor=0.6).save_pretrained(folder / "vae")
     DiffewsUNet(**UNET).save_config(folder / "unet")
     save_text({"eval": torch.randn(TEXT_SHAPE), "train": torch.randn(TEXT_SHAPE)}, folder)
+    (folder / "image_encoder").mkdir()
+    shutil.copy(ENCODER, folder / "image_encoder")
     return folder
+
+
+def one_step_input(query, target, images, drawn, shots: int) -> StepInput:
+    """What a training step of the released model takes: latents, the timestep of the one step."""
+    return StepInput(query, torch.tensor(1), target, images, drawn, shots)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -1,16 +1,19 @@
-"""KV-fusion self-attention: the support set is a bank of keys and values that the query reads (paper, section 4.1)."""
+"""Fusion self-attention: the query reads the support set's keys and values (paper, section 4.1)."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from diffews.errors import InputError
+from diffews.files import write_atomic
 
 
 class SupportBank:
@@ -18,17 +21,29 @@ class SupportBank:
 
     Shapes: B support sets, S shots in each, N tokens of a layer, C channels of a layer.
     A bank is a value: all methods but `record` leave it as it is and return a new one.
+    visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; all are seen without it.
+    last: the layer after which the support pass is read by nobody.
     """
 
-    def __init__(self, shots: int, layers: dict[str, tuple[Tensor, Tensor]] | None = None) -> None:
+    def __init__(
+        self,
+        shots: int,
+        layers: dict[str, tuple[Tensor, ...]] | None = None,
+        visible: Tensor | None = None,
+        last: str | None = None,
+    ) -> None:
+        self.last = last
         self.shots = shots
-        self._layers = dict(layers or {})  # layer name -> key, value, each [B, S*N, C]
+        self._visible = visible
+        self._layers = dict(
+            layers or {}
+        )  # name -> key, value [B, S*N, C] and, if any token is hidden, seen [B, S*N, 1]
 
     def __len__(self) -> int:
         return len(self._layers)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        for layer, (key, value) in self._layers.items():
+        for layer, (key, value, *_) in self._layers.items():
             yield layer, key, value
 
     def __getitem__(self, sets: slice) -> "SupportBank":
@@ -43,23 +58,33 @@ class SupportBank:
     @property
     def nbytes(self) -> int:
         """Bytes that the keys and values take."""
-        return sum(key.nbytes + value.nbytes for _, key, value in self)
+        return sum(tensor.nbytes for tensors in self._layers.values() for tensor in tensors)
 
     def record(self, layer: str, key: Tensor, value: Tensor) -> None:
         """Keeps key and value of a layer, each [B*S, N, C]; the shots of one set stand next to each other."""
         if layer in self._layers:  # gradient checkpointing runs the support pass a second time, in backward
             return
+        tensors = [key, value]
+        if self._visible is not None:
+            tensors.append(visible_tokens(self._visible, key.shape[1]).to(key.dtype))
         batch = key.shape[0] // self.shots
-        self._layers[layer] = (key.reshape(batch, -1, key.shape[-1]), value.reshape(batch, -1, value.shape[-1]))
+        self._layers[layer] = tuple(tensor.reshape(batch, -1, tensor.shape[-1]) for tensor in tensors)
 
     def extend(self, layer: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Appends the support tokens to a query's key and value: [B, N, C] -> [B, N + S*N, C]."""
-        support_key, support_value = self._layers[layer]
+        support_key, support_value, *_ = self._layers[layer]
         batch = key.shape[0]
         return (
             torch.cat([key, support_key.expand(batch, -1, -1)], dim=1),
             torch.cat([value, support_value.expand(batch, -1, -1)], dim=1),
         )
+
+    def seen(self, layer: str, tokens: int) -> Tensor | None:
+        """Returns which of a query's `tokens` and the support's are visible, bool [B, 1, 1, N + S*N]; None for all."""
+        _, _, *seen = self._layers[layer]
+        if not seen:
+            return None
+        return F.pad(seen[0][..., 0] > 0, (tokens, 0), value=True)[:, None, None]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "SupportBank":
         """Returns the bank on another device or in another floating-point type."""
@@ -78,9 +103,10 @@ class SupportBank:
                 f"banks do not fit: {self.batch} support sets in {len(self)} layers "
                 f"against {other.batch} in {len(other)} layers"
             )
+        hides = any(len(tensors) > 2 for bank in (self, other) for tensors in bank._layers.values())
         layers = {
-            layer: (torch.cat([key, other._layers[layer][0]], 1), torch.cat([value, other._layers[layer][1]], 1))
-            for layer, key, value in self
+            layer: tuple(map(_cat, _parts(tensors, hides), _parts(other._layers[layer], hides)))
+            for layer, tensors in self._layers.items()
         }
         return SupportBank(self.shots + other.shots, layers)
 
@@ -92,36 +118,111 @@ class SupportBank:
         if not 1 <= shots <= self.shots:
             raise InputError(f"cannot sample {shots} shots' worth of tokens from a bank of {self.shots}")
         layers = {}
-        for layer, key, value in self:
-            tokens = key.shape[1] * shots // self.shots
-            kept = torch.randperm(key.shape[1], generator=generator)[:tokens].sort().values.to(key.device)
-            layers[layer] = (key[:, kept], value[:, kept])
+        for layer, tensors in self._layers.items():
+            count = tensors[0].shape[1]
+            kept = torch.randperm(count, generator=generator)[: count * shots // self.shots].sort().values
+            layers[layer] = tuple(tensor[:, kept.to(tensor.device)] for tensor in tensors)
         return SupportBank(shots, layers)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the bank as a safetensors file."""
-        tensors = {f"{layer}.{part}": tensor.contiguous()
-                   for layer, key, value in self for part, tensor in (("key", key), ("value", value))}  # fmt: skip
-        save_file(tensors, path, metadata={"shots": str(self.shots)})
+    def save(self, path: str | Path, weights: str = "") -> None:
+        """Writes the bank as a safetensors file. `weights`: a hash of what recorded it, which `load` compares."""
+        tensors = {
+            f"{layer}.{part}": tensor.contiguous()
+            for layer, tensors in self._layers.items()
+            for part, tensor in zip(_PARTS, tensors, strict=False)
+        }
+        write_atomic(Path(path), save(tensors, metadata={"shots": str(self.shots), "weights": weights}))
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "SupportBank":
-        """Reads a bank that `save` wrote."""
+    def load(cls, path: str | Path, device: torch.device | str = "cpu", weights: str = "") -> "SupportBank":
+        """Reads a bank that `save` wrote; one that other weights than `weights` recorded is refused, if both are said.
+
+        Raises:
+            InputError: for a file that is no bank, or a bank of other weights.
+
+        """
+        layers: dict[str, dict[str, Tensor]] = {}
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                shots = int((file.metadata() or {})["shots"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-                layers = {
-                    name.removesuffix(".key"): (tensors[name], tensors[name.removesuffix("key") + "value"])
-                    for name in sorted(tensors)
-                    if name.endswith(".key")
-                }
+                metadata = file.metadata() or {}
+                shots = int(metadata["shots"])
+                for name in file.keys():  # noqa: SIM118  (no mapping)
+                    layer, _, part = name.rpartition(".")
+                    layers.setdefault(layer, {})[part] = file.get_tensor(name)
+            found = {
+                layer: tuple(parts[part] for part in _PARTS[: max(2, len(parts))]) for layer, parts in layers.items()
+            }
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a support bank ({error}); write one with SupportBank.save") from error
-        return cls(shots, layers)
+        if weights and metadata.get("weights") and metadata["weights"] != weights:
+            raise InputError(
+                f"{path}: other weights, or another precision, recorded this bank; encode the support again"
+            )
+        return cls(shots, found)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "SupportBank":
-        return SupportBank(self.shots, {layer: (function(key), function(value)) for layer, key, value in self})
+        return SupportBank(
+            self.shots, {layer: tuple(map(function, tensors)) for layer, tensors in self._layers.items()}
+        )
+
+
+_PARTS = ("key", "value", "seen")  # of a layer, in a bank's file
+
+
+def _parts(tensors: tuple[Tensor, ...], hides: bool) -> tuple[Tensor, ...]:
+    """A layer's tensors, with `seen` if any bank hides tokens: one that hides none shows all."""
+    return (*tensors, torch.ones_like(tensors[0][..., :1])) if hides and len(tensors) == 2 else tensors
+
+
+def _cat(one: Tensor, other: Tensor) -> Tensor:
+    return torch.cat([one, other], dim=1)
+
+
+def visible_tokens(visible: Tensor, tokens: int) -> Tensor:
+    """Which of a layer's tokens lie in the mask: [B, 1, h, w] -> float {0, 1} [B, tokens, 1].
+
+    A token is visible if any part of it is, so that no object vanishes in the deep layers.
+    """
+    height, width = visible.shape[-2:]
+    factor = (height * width / tokens) ** 0.5
+    size = (round(height / factor), round(width / factor))
+    return (F.adaptive_max_pool2d(visible.float(), size) > 0).float().flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class JointPass:
+    """Queries and supports in one batch whose self-attention is shared (QKV fusion; paper, section 4.1).
+
+    The batch holds B queries, then their B*S supports. visible: [B*S, 1, h, w], 0 where no token may be read.
+    """
+
+    shots: int
+    visible: Tensor | None = None
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """Puts the tokens of a query and of its supports into one row: [B + B*S, N, C] -> [B, N + S*N, C]."""
+        batch = len(tokens) // (1 + self.shots)
+        return torch.cat([tokens[:batch], tokens[batch:].reshape(batch, -1, tokens.shape[-1])], dim=1)
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """Undoes `join`."""
+        count = tokens.shape[1] // (1 + self.shots)
+        return torch.cat([tokens[:, :count], tokens[:, count:].reshape(-1, count, tokens.shape[-1])])
+
+    def seen(self, tokens: int) -> Tensor | None:
+        """Returns which of a row's tokens are visible, bool [B, 1, 1, N + S*N]; None for all."""
+        if self.visible is None:
+            return None
+        seen = visible_tokens(self.visible, tokens).reshape(-1, self.shots * tokens) > 0
+        return F.pad(seen, (tokens, 0), value=True)[:, None, None]
+
+
+@dataclass(frozen=True)
+class TextKeys:
+    """The constant text condition with the keys and values that every cross-attention layer makes of it."""
+
+    embedding: Tensor  # [1, tokens, C]
+    layers: dict[str, tuple[Tensor, Tensor]]  # layer name -> key, value, each [1, tokens, C of the layer]
 
 
 class BankAttnProcessor:
@@ -146,15 +247,29 @@ class BankAttnProcessor:
         temb: Tensor | None = None,
         record_to: SupportBank | None = None,
         read_from: SupportBank | None = None,
+        joint: JointPass | None = None,
+        text_keys: TextKeys | None = None,
+        text_seen: Tensor | None = None,
     ) -> Tensor:
-        is_self_attention = encoder_hidden_states is None
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)  # each [B, N, C]
-
-        if is_self_attention and record_to is not None:
-            record_to.record(self.layer, key, value)
-        if is_self_attention and read_from is not None:
-            key, value = read_from.extend(self.layer, key, value)
+        query = attn.to_q(hidden_states)  # [B, N, C]
+        if encoder_hidden_states is not None:
+            attention_mask = text_seen
+            if text_keys is not None:
+                key, value = (x.expand(len(query), -1, -1) for x in text_keys.layers[self.layer])
+            else:
+                key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        else:
+            key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
+            if record_to is not None:
+                record_to.record(self.layer, key, value)
+                if record_to.last == self.layer:
+                    return hidden_states
+            if read_from is not None:
+                attention_mask = read_from.seen(self.layer, key.shape[1])
+                key, value = read_from.extend(self.layer, key, value)
+            if joint is not None:
+                attention_mask = joint.seen(key.shape[1])
+                query, key, value = map(joint.join, (query, key, value))
 
         query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))  # [B, N, heads, C/heads]
         out = dispatch_attention_fn(
@@ -165,4 +280,7 @@ class BankAttnProcessor:
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
-        return attn.to_out[1](attn.to_out[0](out.flatten(2)))  # [B, N, C]
+        out = out.flatten(2)
+        if joint is not None and encoder_hidden_states is None:
+            out = joint.split(out)
+        return attn.to_out[1](attn.to_out[0](out))  # [B, N, C]

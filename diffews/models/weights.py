@@ -22,9 +22,9 @@ RECORD = "diffews.json"  # written beside trained weights: base, image size, con
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
 MODEL_FILES = ("vae/*", "text*", "tokenizer/*")  # what evaluation reads of a base
-BASE_FILES = ("unet/*", *MODEL_FILES)  # and training
+BASE_FILES = ("unet/*", "image_encoder/*", *MODEL_FILES)  # and training
 TEXT_KEYS = ("eval", "train")
-_UNET_CLASSES = ("DiffewsUNet", "MyUNet2DConditionModel", "UNet2DConditionModel")
+_UNET_CLASSES = ("DiffewsUNet", "TokenUNet", "MyUNet2DConditionModel", "UNet2DConditionModel")
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,23 @@ def load_unet(folder: Path, dtype: "torch.dtype", allow_bin: bool = False) -> "D
     config = read_json(folder / "config.json")
     if config.get("_class_name") not in _UNET_CLASSES:
         raise InputError(f"{folder / 'config.json'}: _class_name is {config.get('_class_name')!r}, not a DiffewS UNet")
+    if config["_class_name"] == "TokenUNet":
+        from diffews.models.token_unet import TokenUNet
+
+        return load_module(TokenUNet, folder, dtype, allow_bin)
     return load_module(DiffewsUNet, folder, dtype, allow_bin)
 
 
-def start_unet(base: Path, dtype: "torch.dtype", seed: int = 0, allow_bin: bool = False) -> "DiffewsUNet":
+def start_unet(
+    base: Path, dtype: "torch.dtype", seed: int = 0, allow_bin: bool = False, with_tokens: bool = False
+) -> "DiffewsUNet":
     """Returns the UNet that training starts from: base/unet, with `conv_in_ref` added if it has none.
 
-    Where base/unet holds config.json alone, the weights are drawn from `seed`.
+    Where base/unet holds config.json alone, the weights are drawn from `seed`. with_tokens: a TokenUNet, with the
+    CLIP vision model of base/image_encoder, which is likewise loaded and then not trained, or drawn from the seed.
     """
+    if with_tokens:
+        return _start_token_unet(base, dtype, seed, allow_bin)
     import torch
 
     from diffews.models.unet import DiffewsUNet
@@ -152,6 +161,28 @@ def start_unet(base: Path, dtype: "torch.dtype", seed: int = 0, allow_bin: bool 
         torch.manual_seed(seed)
         unet = DiffewsUNet.from_config(read_json(folder / "config.json"))
     unet.start_support_stem()
+    return unet
+
+
+def _start_token_unet(base: Path, dtype: "torch.dtype", seed: int, allow_bin: bool) -> "DiffewsUNet":
+    import torch
+    from transformers import CLIPVisionModelWithProjection
+
+    from diffews.models.token_unet import TokenUNet
+
+    plain, folder = start_unet(base, dtype, seed, allow_bin), base / "image_encoder"
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{base}: no image_encoder/config.json in it, which interaction=cross_attention needs")
+    torch.manual_seed(seed)
+    unet = TokenUNet.from_config({**plain.config, "image_encoder_config": read_json(folder / "config.json")}).to(dtype)
+    unet.load_state_dict({**unet.state_dict(), **plain.state_dict()})
+    if any(folder.glob("*.safetensors")):
+        try:
+            encoder = CLIPVisionModelWithProjection.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+        except Exception as error:  # transformers raises many kinds
+            raise InputError(f"{folder} does not load ({first_line(error)})") from error
+        unet.image_encoder.load_state_dict(encoder.state_dict())
+        unet.image_encoder.requires_grad_(False)
     return unet
 
 
