@@ -17,7 +17,11 @@ def add_lora(unet: DiffewsUNet, rank: int) -> None:
         from peft import LoraConfig
     except ImportError:
         raise InputError("lora= needs the package peft; install it with pip install 'diffews[lora]'") from None
+    encoder = getattr(unet, "image_encoder", None)  # one that starts from nothing trains whole
+    whole = [] if encoder is None else [p for p in encoder.parameters() if p.requires_grad]
     unet.requires_grad_(False)
+    for parameter in whole:
+        parameter.requires_grad_(True)
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
     unet.conv_in_ref.requires_grad_(True)
 

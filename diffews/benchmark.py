@@ -20,7 +20,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffews.adapters import make_optimizer
 from diffews.config import CHECKOUT, BenchmarkConfig, EvalConfig
-from diffews.device import Speed, auto_batch, device_name, exact_arithmetic, memory_advice, pick_device, torch_dtype
+from diffews.device import (
+    Speed,
+    auto_batch,
+    device_name,
+    exact_arithmetic,
+    memory_advice,
+    pick_device,
+    torch_dtype,
+    vae_dtype,
+)
 from diffews.evaluate import Group, ask, count_pixels, decode
 from diffews.files import read_json, versions
 from diffews.load import open_pipeline, settle_fast, speed_up
@@ -136,7 +145,7 @@ def random_pipeline(config: BenchmarkConfig, device: torch.device) -> DiffewsPip
         unet = DiffewsUNet.from_config(shapes["unet"]).eval().requires_grad_(False)
         vae = AutoencoderKL.from_config(shapes["vae"]).eval().requires_grad_(False)
     torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns of modules that are not there
-    torch.nn.Module.to(vae, torch.float32 if dtype == torch.float16 else dtype)
+    torch.nn.Module.to(vae, vae_dtype(dtype))
     text = {name: torch.randn(1, n, unet.config.cross_attention_dim) for name, n in (("eval", 2), ("train", 77))}
     small = {
         part: load_small_vae(folder, part, vae.config, vae.dtype, config.allow_bin)  # type: ignore[arg-type]
@@ -241,10 +250,14 @@ def training_steps(way: Way) -> dict[str, Task]:
 
 def lacking(parameters: int, device: torch.device) -> str | None:
     """Says why training does not fit into the memory that is free; None if it may."""
-    need, free = TRAINING_BYTES * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    need = TRAINING_BYTES * parameters
     if device.type == "cuda":
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0]
+    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    else:
+        return "the free memory is not known on this system"
     return f"{free / 1e9:.1f} GB are free, weights and Adam need {need / 1e9:.1f}" if free < need else None
 
 

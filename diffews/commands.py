@@ -41,6 +41,7 @@ from diffews.models.weights import (
     vae_factor,
 )
 from diffews.segment import find_queries, segment
+from diffews.variants import Variant
 
 
 def run_eval(config: EvalConfig) -> None:
@@ -314,6 +315,10 @@ def run_benchmark(config: BenchmarkConfig) -> None:
     source = find_weights(config.weight, config.base) if config.weight is not None else None
     if source is not None:
         config.image_size = source.image_size(config.image_size)
+        if Variant.read(source.record.get("variant")) != Variant():
+            raise InputError(
+                f"weight={config.weight}: made with another variant than the released one, which alone is measured"
+            )
 
     from diffews.benchmark import benchmark, table
 

@@ -77,7 +77,9 @@ class ModelKeys:
     low_memory: bool = key(False, "parts wait in main memory until they run, the VAE takes one picture at a time")
     tf32: bool = key(False, "GPU: matrix products with a 10-bit mantissa, kernels chosen by timing; changes rounding")
     fast: bool = key(
-        False, "channels_last=true batch=auto and, on a GPU, tf32=true and half precision (bf16 where it has it)"
+        False,
+        "channels_last=true batch=auto and, on a GPU, tf32=true and half precision (bf16 where it is fast); "
+        "batch=1 and dtype=fp32 count as not given",
     )
     encoder: str | None = key(None, "small VAE (AutoencoderTiny) whose encoder takes the place of the base's")
     decoder: str | None = key(None, "small VAE whose decoder does, as `diffews distill-decoder` makes it")
@@ -89,8 +91,10 @@ class ModelKeys:
     )
 
     def check(self) -> None:
-        """Raises InputError for a threshold that cannot be."""
+        """Raises InputError for a threshold or a number of steps that cannot be."""
         check_threshold(self.threshold, self.threshold_rule)
+        if self.denoising_steps >= 1000:
+            raise InputError(f"denoising_steps={self.denoising_steps} must be below 1000, the timesteps of training")
 
 
 @dataclass

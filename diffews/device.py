@@ -28,6 +28,8 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # events, streams and pinned memory belong to the current device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name} cannot be used ({str(error).splitlines()[0]})") from None
     return device
@@ -42,6 +44,11 @@ def process_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "cpu" else device
 
 
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the VAE's precision beside a UNet of this one: under float16 Stable Diffusion's overflows."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """Returns torch's type for fp32, bf16 or fp16."""
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
@@ -49,7 +56,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def half_precision(device: torch.device) -> str:
     """Returns the half precision that the device is fast in."""
-    return "bf16" if device.type != "cuda" or torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def auto_batch(run: Callable[[int], object], device: torch.device, image_size: int) -> int:
@@ -62,7 +69,12 @@ def auto_batch(run: Callable[[int], object], device: torch.device, image_size: i
     peaks = []
     for count in (1, 2):
         torch.cuda.reset_peak_memory_stats(device)
-        run(count)
+        try:
+            run(count)
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+            return 1
         torch.cuda.synchronize(device)
         peaks.append(torch.cuda.max_memory_allocated(device))
     room = 0.85 * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)) - peaks[0]
@@ -80,7 +92,9 @@ def memory_advice() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise InputError("the GPU is out of memory; use batch=1, a smaller image_size=, or dtype=fp16") from None
+        raise InputError(
+            "the GPU is out of memory; use batch=1, low_memory=true, dtype=fp16 or a smaller image_size="
+        ) from None
 
 
 def exact_arithmetic(threads: int, tf32: bool = False) -> None:

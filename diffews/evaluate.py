@@ -92,7 +92,9 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
     device = pick_device(config.device)
     world = PartialState(cpu=device.type == "cpu")
     device = process_device(world.device) if world.num_processes > 1 else device
-    config = settle(config, dataset, source, device, out)
+    config = settle_fast(config, device)
+    load = functools.cache(functools.partial(open_pipeline, config, source, device, config.threads))
+    config = settle_batch(config, dataset, load, device, out)
     batch, is_main = int(config.batch), world.is_main_process
     identity = run_identity(config, dataset, source, device)
     records: Records = in_all(lambda: _open_records(out, identity, dataset, batch) if is_main else None)[0]
@@ -105,7 +107,7 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
     if groups:
         read = functools.partial(read_group, dataset, originals=config.extra_metrics)
         read(groups[0])  # bad input is refused before anything loads or is written
-        pipeline = open_pipeline(config, source, device, config.threads)
+        pipeline = load()
         if config.kv_sampling is not None:
             pipeline.method.interaction.check_bank_use("kv_sampling=")
         in_all(lambda: open_run(out, identity) if is_main else None)  # now that the weights are known to load
@@ -113,7 +115,7 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
         own = stream(read, groups[world.process_index :: world.num_processes], config.workers, device.type == "cuda")
         answers = _answers(pipeline, own, config)
         bar = tqdm(total=len(dataset), initial=min(done, len(dataset)), unit="episode", disable=not is_main)
-        with bar, memory_advice():
+        with bar:
             for _ in range(0, len(groups), world.num_processes):  # in each round every process takes one group
                 counted = in_all(lambda: _count(next(answers, None), config, dataset, out))
                 records.append([record for part in counted for record in part], write=is_main)
@@ -139,7 +141,12 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
 
 def in_all(function: Callable[[], Any]) -> list[Any]:
     """Calls a function in every process -> what all gave. What one refuses, all refuse, and none waits for another."""
-    result = returned(lambda _: function(), None)
+
+    @memory_advice()
+    def advised(_: None) -> Any:
+        return function()
+
+    result = returned(advised, None)
     try:
         results = gather_object([result])
     except RuntimeError:  # gloo: connection closed by peer
@@ -154,18 +161,21 @@ def _open_records(out: Path, identity: dict[str, Any], dataset: EpisodeDataset, 
     return Records(out / "episodes.jsonl", dataset, batch)
 
 
-def settle(
-    config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, device: torch.device, out: Path
+def settle_batch(
+    config: EvalConfig,
+    dataset: EpisodeDataset,
+    load: Callable[[], DiffewsPipeline],
+    device: torch.device,
+    out: Path,
 ) -> EvalConfig:
-    """Returns the config with `fast` and `batch=auto` replaced by what they stand for; a run keeps its batch."""
-    config = settle_fast(config, device)
+    """Returns the config with `batch=auto` replaced by what it stands for here; a run in `out` keeps its batch."""
     if config.batch != "auto":
         return config
     if (out / "run.json").is_file():
         return dataclasses.replace(config, batch=int(read_json(out / "run.json").get("batch", 1)))
 
     def run(count: int) -> None:
-        decode(open_pipeline(config, source, device, config.threads), read_group(dataset, [0] * count), config.shots)
+        decode(load(), read_group(dataset, [0] * count), config.shots)
 
     batches = in_all(lambda: auto_batch(run, device, dataset.image_size))
     return dataclasses.replace(config, batch=min(*batches, len(dataset)))
@@ -251,7 +261,7 @@ def _above(rgb: Tensor, threshold: float, rule: str) -> Tensor:
 
 
 def ask(pipeline: DiffewsPipeline, group: Group, config: EvalConfig) -> Answer:
-    """Segments a group's queries at every threshold; on a GPU it returns before the work is done."""
+    """Segments a group's queries at every threshold; on a GPU it returns before the masks are there."""
     rgb = decode(pipeline, group, config.shots, config.kv_sampling)
     thresholds = [(config.threshold, config.threshold_rule), *((t, rule) for _, t, rule in sweep(config))]
     masks = torch.stack([_above(rgb, threshold, rule) for threshold, rule in thresholds])

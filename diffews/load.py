@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from diffews.config import ModelKeys
-from diffews.device import Speed, exact_arithmetic, half_precision, pick_device, torch_dtype
+from diffews.device import Speed, exact_arithmetic, half_precision, memory_advice, pick_device, torch_dtype, vae_dtype
 from diffews.errors import InputError
 from diffews.models.small_vae import hash_vae, load_small_vae
 from diffews.models.weights import RECORD, WeightSource, find_weights, load_text, load_unet, load_vae
@@ -47,7 +47,7 @@ def build_pipeline(
     encoder, decoder: folders of small VAEs that replace the VAE's halves.
     """
     unet = load_unet(source.unet, dtype, allow_bin)
-    vae = load_vae(source.base, torch.float32 if dtype == torch.float16 else dtype, allow_bin)
+    vae = load_vae(source.base, vae_dtype(dtype), allow_bin)
     parts: list[tuple[Literal["encoder", "decoder"], str | None]] = [("encoder", encoder), ("decoder", decoder)]
     small = {
         part: load_small_vae(folder, part, vae.config, vae.dtype, allow_bin, hash_vae(source.base))
@@ -78,6 +78,7 @@ def settle_fast(config: ModelKeysT, device: torch.device) -> ModelKeysT:
     return dataclasses.replace(config, **chosen)
 
 
+@memory_advice()
 def open_pipeline(config: ModelKeys, source: WeightSource, device: torch.device, threads: int) -> DiffewsPipeline:
     """Loads the weights as a command's keys say, and sets the arithmetic of this process."""
     exact_arithmetic(threads, config.tf32)
@@ -85,6 +86,8 @@ def open_pipeline(config: ModelKeys, source: WeightSource, device: torch.device,
     pipeline = build_pipeline(
         source, torch_dtype(config.dtype), device, config.allow_bin, config.encoder, config.decoder, speed
     )
+    if config.ensemble > 1 and not pipeline.method.generation.doubles_input:
+        raise InputError("ensemble= averages answers to different noise; these weights start from none, leave it out")
     pipeline.denoising_steps, pipeline.ensemble = config.denoising_steps, config.ensemble
     return pipeline
 

@@ -19,7 +19,7 @@ class Rendering:
     """A way to paint a mask as a picture that can be encoded.
 
     draw: RGB (..., 3, H, W) in 0..255 and mask (..., H, W) in {0, 1}, arrays or tensors -> RGB of whole numbers.
-    pooled: not the VAE encodes the picture; the share of the mask under each latent is what is read.
+    pooled: the VAE does not encode the picture; what is read is the share of the mask under each latent.
     """
 
     name: str

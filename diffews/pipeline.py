@@ -359,6 +359,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
     def load_bank(self, path: str | Path) -> SupportBank:
         """Reads a bank that `save_bank` wrote; a bank of other weights is an InputError."""
+        self.method.interaction.check_bank_use("a bank to read")
         bank = SupportBank.load(path, self._execution_device, self.weights_sha256)
         self.unet.check_bank(bank)
         return bank.to(dtype=self.unet.dtype)

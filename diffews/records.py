@@ -96,7 +96,9 @@ def _read_record(line: bytes, number: int, dataset: EpisodeDataset, path: Path) 
     try:
         record = json.loads(line)
         names = [record["class_id"], record["query"], record["supports"]]
-        if record["index"] == number and names == dataset.published[number].names():
+        counts = [record["inter"], record["union"]]
+        good = all(len(count) == 2 and all(isinstance(n, int) for n in count) for count in counts)
+        if good and record["index"] == number and names == dataset.published[number].names():
             return record
     except (ValueError, KeyError, TypeError, IndexError):
         pass

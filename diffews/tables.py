@@ -17,7 +17,8 @@ from diffews.files import read_json
 from diffews.metrics import bootstrap_samples, interval
 from diffews.published import PUBLISHED, Published
 
-PROTOCOL = ("image_size", "episodes", "threshold", "threshold_rule", "dtype", "list")  # alike in one mean
+MODEL_KEYS = ("variant", "encoder_sha256", "decoder_sha256", "denoising_steps", "ensemble", "kv_sampling")
+PROTOCOL = ("image_size", "episodes", "threshold", "threshold_rule", "dtype", "list", *MODEL_KEYS)
 BUILT_IN = ("coco20i", "pascal5i", "fss1000")  # benchmarks whose published list is known without data
 Row = list[str]
 

@@ -260,3 +260,10 @@ def test_missing_parts_are_named(refused, golden_words, tmp_path):
         message = refused(*golden_words, "episodes=1", f"out={tmp_path / 'out'}", f"{part}={tmp_path / 'none'}")
         assert str(tmp_path / "none") in message
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_of_several_steps_are_checked(refused, golden_words, tmp_path):
+    words = [*golden_words, f"out={tmp_path / 'out'}", "episodes=1"]
+    assert "denoising_steps=1000 must be below 1000" in refused(*words, "denoising_steps=1000")
+    assert "ensemble= averages answers to different noise" in refused(*words, "ensemble=2")
+    assert not (tmp_path / "out").exists()

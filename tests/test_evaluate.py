@@ -322,7 +322,8 @@ def test_records_of_another_list_are_refused(finished, refused, golden_words, tm
     out = shutil.copytree(finished, tmp_path / "out")
     content = (out / "episodes.jsonl").read_text()
     second = content.splitlines(keepends=True)[1]
-    for damaged in ("hello\n", second, content.replace("00123.jpg", "00124.jpg", 1)):
+    renamed, uncounted = content.replace("00123.jpg", "00124.jpg", 1), content.replace('"union"', '"onion"', 1)
+    for damaged in ("hello\n", second, renamed, uncounted):
         (out / "episodes.jsonl").write_text(damaged)
         assert "line 1 is no record of this list" in refused(*golden_words, f"out={out}", "episodes=16")
 

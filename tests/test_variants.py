@@ -212,6 +212,16 @@ def test_supports_of_a_joint_pass_are_clean_whatever_the_querys_timestep(unets, 
     torch.testing.assert_close(got, plain(QUERIES, steps), **CLOSE)
 
 
+def test_one_timestep_for_all_queries_of_a_joint_pass_is_that_timestep_for_each(unets):
+    supports = randn(2, 8, 16, 16, seed=4)
+    with torch.no_grad():
+        one, each = (
+            unets["qkv_fusion"].segment_jointly(QUERIES, supports, steps, text(), 1)
+            for steps in (torch.tensor(700), torch.tensor([700, 700]))
+        )
+    assert torch.equal(one, each)
+
+
 @pytest.mark.parametrize("hides", [False, True])
 def test_one_joint_layer_is_attention_over_all_tokens_in_a_row(unets, hides):
     layer = next(m for name, m in unets["qkv_fusion"].named_modules() if name.endswith("attn1"))

@@ -22,7 +22,7 @@ class SupportBank:
     Shapes: B support sets, S shots in each, N tokens of a layer, C channels of a layer.
     A bank is a value: all methods but `record` leave it as it is and return a new one.
     visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; all are seen without it.
-    last: the layer after which the support pass is read by nobody.
+    last: the layer that records last; its attention is left out, since nobody reads the rest of the support pass.
     """
 
     def __init__(

@@ -123,11 +123,11 @@ class DiffewsUNet(UNet2DConditionModel):
         """Runs queries and supports in one pass in which both read each other (QKV fusion; paper, section 4.1).
 
         latents: [B, 4, h, w]. support_latents: [B*S, 8 or 4, h, w]; with S = 0 this is the plain UNet.
-        timestep: 0-d, or [B] of the queries; supports are clean and take TIMESTEP.
+        timestep: of the queries, 0-d or [B]; supports are clean and take TIMESTEP.
         """
         features = torch.cat([self.embed(latents), self.embed(support_latents)])
-        if timestep.ndim:
-            timestep = torch.cat([timestep, timestep.new_full((len(support_latents),), TIMESTEP)])
+        clean = timestep.new_full((len(support_latents),), TIMESTEP)
+        timestep = torch.cat([timestep.expand(len(latents)), clean])
         if isinstance(text, Tensor):
             text = text[:1].expand(len(features), -1, -1)
         return -self._run(features, timestep, text, joint=JointPass(shots, visible))[: len(latents)]

@@ -176,12 +176,16 @@ def _start_token_unet(base: Path, dtype: "torch.dtype", seed: int, allow_bin: bo
     torch.manual_seed(seed)
     unet = TokenUNet.from_config({**plain.config, "image_encoder_config": read_json(folder / "config.json")}).to(dtype)
     unet.load_state_dict({**unet.state_dict(), **plain.state_dict()})
-    if any(folder.glob("*.safetensors")):
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+        pickled = weight_files(folder, allow_bin)[0].name.endswith(".bin")
         try:
-            encoder = CLIPVisionModelWithProjection.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
+            encoder = CLIPVisionModelWithProjection.from_pretrained(
+                str(folder), dtype=dtype, local_files_only=True, use_safetensors=not pickled
+            )
+            unet.image_encoder.load_state_dict(encoder.state_dict())
         except Exception as error:  # transformers raises many kinds
-            raise InputError(f"{folder} does not load ({first_line(error)})") from error
-        unet.image_encoder.load_state_dict(encoder.state_dict())
+            cure = "save CLIP's vision model there, as weight/README.md says"
+            raise InputError(f"{folder} does not load ({first_line(error)}); {cure}") from error
         unet.image_encoder.requires_grad_(False)
     return unet
 

@@ -67,10 +67,10 @@ class ImageToMask(Generation):
         return noisy, steps, -self.scheduler.get_velocity(target, noise, steps)
 
     def _denoise(self, predict: Predict, start: Tensor, steps: int) -> Tensor:
-        self.scheduler.set_timesteps(steps, device=start.device)
+        self.scheduler.set_timesteps(steps)  # on the CPU, where reading a timestep waits for nothing
         latents, clean = start, start
         for timestep in self.scheduler.timesteps:
-            step = self.scheduler.step(-predict(latents, timestep), timestep, latents)
+            step = self.scheduler.step(-predict(latents, timestep.to(start.device)), int(timestep), latents)
             latents, clean = step.prev_sample, step.pred_original_sample
         return clean
 

@@ -44,7 +44,7 @@ class MaskedPicture(Injection):
         self.drawn = drawn
 
     def combine(self, image: Tensor, drawn: Tensor) -> Support:
-        """Leaves the plain image out."""
+        """Leaves the plain image out; that it was encoded for nothing keeps the other injections simple."""
         return Support((drawn,))
 
 

@@ -12,33 +12,34 @@ from diffews.masks import WHITE_ON_BLACK, Rendering
 
 @dataclass(frozen=True)
 class Supervision:
-    """A target: one picture inside the mask, another outside; the two differ in every pixel.
-
-    foreground, background: RGB (..., 3, H, W) in 0..255 -> the same shape, or a number.
-    """
+    """White foreground on black, the released model's: the decoded picture is the score."""
 
     target: Rendering
+
+    def recover(self, decoded: Tensor, rgb: Tensor) -> Tensor:
+        """Scores of a decoded target: [B, 3, H, W] in 0..255 and the query's own pixels -> [B, 3, H, W] in [0, 1]."""
+        return decoded / 255
+
+
+@dataclass(frozen=True)
+class Composition(Supervision):
+    """One picture inside the mask, another outside; the two differ in every pixel.
+
+    foreground, background: RGB (..., 3, H, W) in 0..255 -> the same shape.
+    """
+
     foreground: Callable[[Any], Any]
     background: Callable[[Any], Any]
 
     def recover(self, decoded: Tensor, rgb: Tensor) -> Tensor:
-        """Scores of a decoded target: [B, 3, H, W] in 0..255 and the query's own pixels -> [B, 3, H, W] in [0, 1].
+        """How near a pixel is to the foreground's picture: d_bg / (d_bg + d_fg), distances summed over RGB.
 
-        How near a pixel is to the foreground's picture: d_bg / (d_bg + d_fg), distances summed over RGB. For white
-        on black this is the mean over RGB.
+        Of white on black this would be the mean over RGB. For shapes see `Supervision`.
         """
         background, foreground = self.background(rgb), self.foreground(rgb)
         far = (decoded - background).abs().sum(1, keepdim=True)
         near = (decoded - foreground).abs().sum(1, keepdim=True)
         return (far / (far + near)).expand(-1, 3, -1, -1)
-
-
-class WhiteOnBlack(Supervision):
-    """White foreground on black, the released model's: the decoded picture is the score."""
-
-    def recover(self, decoded: Tensor, rgb: Tensor) -> Tensor:
-        """Scores of a decoded target; see `Supervision`. Three channels, since the reference's limit needs them."""
-        return decoded / 255
 
 
 def lift(rgb: Any) -> Any:
@@ -67,14 +68,14 @@ def compose(rgb: Any, mask: Any, foreground: Callable[[Any], Any], background: C
     return inside * foreground(rgb) + (1 - inside) * background(rgb)
 
 
-def _supervision(name: str, foreground: Callable[[Any], Any], background: Callable[[Any], Any]) -> Supervision:
+def _composition(name: str, foreground: Callable[[Any], Any], background: Callable[[Any], Any]) -> Supervision:
     draw = functools.partial(compose, foreground=foreground, background=background)  # workers pickle it
-    return Supervision(Rendering(name, draw), foreground, background)
+    return Composition(Rendering(name, draw), foreground, background)
 
 
 SUPERVISION: dict[str, Supervision] = {
-    "white_on_black": WhiteOnBlack(WHITE_ON_BLACK, black, black),
-    "real_foreground": _supervision("real_foreground", lift, black),
-    "black_foreground": _supervision("black_foreground", black, lift),
-    "mask_over_image": _supervision("mask_over_image", haze, dim),
+    "white_on_black": Supervision(WHITE_ON_BLACK),
+    "real_foreground": _composition("real_foreground", lift, black),
+    "black_foreground": _composition("black_foreground", black, lift),
+    "mask_over_image": _composition("mask_over_image", haze, dim),
 }
