@@ -27,7 +27,8 @@ def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: We
     """Computes all rows, writes them as JSON if `out` is given, and returns them as a table."""
     rows = [_run_row(Path(run), dataset) for run in config.runs]
     device = pick_device(config.device)
-    pipeline = open_pipeline(settle_fast(config, device), source, device, config.threads)
+    config = settle_fast(config, device)
+    pipeline = open_pipeline(config, source, device, config.threads)
     predict_masks = functools.partial(
         predict, pipeline, shots=config.shots, threshold=config.threshold, rule=config.threshold_rule
     )

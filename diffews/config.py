@@ -78,8 +78,8 @@ class ModelKeys:
     tf32: bool = key(False, "GPU: matrix products with a 10-bit mantissa, kernels chosen by timing; changes rounding")
     fast: bool = key(
         False,
-        "channels_last=true batch=auto and, on a GPU, tf32=true and half precision (bf16 where it is fast); "
-        "batch=1 and dtype=fp32 count as not given",
+        "channels_last=true batch=auto, on a GPU tf32=true and half precision (bf16 where it is fast), on a CPU "
+        "threads= all cores; batch=1, dtype=fp32 and threads=1 count as not given",
     )
     encoder: str | None = key(None, "small VAE (AutoencoderTiny) whose encoder takes the place of the base's")
     decoder: str | None = key(None, "small VAE whose decoder does, as `diffews distill-decoder` makes it")

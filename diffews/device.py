@@ -1,5 +1,6 @@
 """Device, precision and arithmetic, decided in one place."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ def vae_dtype(dtype: torch.dtype) -> torch.dtype:
 def torch_dtype(name: str) -> torch.dtype:
     """Returns torch's type for fp32, bf16 or fp16."""
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def all_cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def half_precision(device: torch.device) -> str:

@@ -7,7 +7,16 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from diffews.config import ModelKeys
-from diffews.device import Speed, exact_arithmetic, half_precision, memory_advice, pick_device, torch_dtype, vae_dtype
+from diffews.device import (
+    Speed,
+    all_cores,
+    exact_arithmetic,
+    half_precision,
+    memory_advice,
+    pick_device,
+    torch_dtype,
+    vae_dtype,
+)
 from diffews.errors import InputError
 from diffews.models.small_vae import hash_vae, load_small_vae
 from diffews.models.weights import RECORD, WeightSource, find_weights, load_text, load_unet, load_vae
@@ -73,6 +82,8 @@ def settle_fast(config: ModelKeysT, device: torch.device) -> ModelKeysT:
     chosen: dict[str, Any] = {"fast": False, "channels_last": True, "tf32": is_gpu}
     if is_gpu and config.dtype == "fp32":
         chosen["dtype"] = half_precision(device)
+    if not is_gpu and getattr(config, "threads", None) == 1:
+        chosen["threads"] = all_cores()
     if getattr(config, "batch", None) == 1:
         chosen["batch"] = "auto"
     return dataclasses.replace(config, **chosen)

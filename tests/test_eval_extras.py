@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from training_runs import make_few_shapes
 
 from diffews.cli import main
-from diffews.config import CHECKOUT
+from diffews.config import CHECKOUT, EvalConfig
 from diffews.data import load_benchmark
-from diffews.device import CPU_PIXELS
+from diffews.device import CPU_PIXELS, all_cores
 from diffews.evaluate import decode, predict, read_group
+from diffews.load import settle_fast
 from diffews.metrics import Scores, intersection_and_union
 from diffews.pictures import to_pixels
 
@@ -158,7 +159,15 @@ def test_batch_auto_on_the_cpu_is_recorded_and_kept(evaluate):
     assert result(few)["batch"] == 3 and result(few)["episodes"] == 6
 
 
-def test_fast_is_its_keys(evaluate):
+def test_fast_takes_all_cores_of_a_cpu_unless_threads_are_given():
+    cpu, cores = torch.device("cpu"), all_cores()
+    assert settle_fast(EvalConfig(fast=True), cpu).threads == cores >= 1
+    assert settle_fast(EvalConfig(fast=True, threads=3), cpu).threads == 3
+    assert settle_fast(EvalConfig(), cpu) == EvalConfig()
+
+
+def test_fast_is_its_keys(evaluate, monkeypatch):
+    monkeypatch.setattr("diffews.load.all_cores", lambda: 1)  # on busy cores two threads can be many times slower
     fast, spelled = (
         evaluate("fast", "fast=true"),
         evaluate("spelled", "channels_last=true", "batch=auto", "tf32=false"),
