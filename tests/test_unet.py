@@ -275,3 +275,21 @@ def test_a_deep_copy_stands_alone(unet):
     twin = copy.deepcopy(unet)
     unet.conv_in.weight.zero_()
     assert torch.equal(both_passes(twin, *batch, 3), want)
+
+
+@pytest.mark.slow  # tracing takes half a minute
+def test_each_pass_is_traced_as_one_graph_and_gives_the_same(unet):
+    """What `compile=true` rests on; the graphs run uncompiled, which needs no C++ compiler."""
+    supports, queries, text = torch.randn(2, 8, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(1, 2, 24)
+    step = torch.tensor(1)
+    with torch.no_grad():
+        keys = unet.encode_text(text)
+        want = unet.segment(queries, step, keys, unet.encode_support(supports, step, keys, 1))
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        unet.compile(backend="eager")
+        for _ in range(2):
+            got = unet.segment(queries, step, keys, unet.encode_support(supports, step, keys, 1))
+            assert torch.equal(got, want)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
