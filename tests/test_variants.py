@@ -429,6 +429,17 @@ def test_one_step_without_signal_is_the_released_models_step():
     assert step.item() == 1
 
 
+def test_many_steps_without_signal_are_one_step():
+    """The image stays as it is until the last step. Where alpha_bar is 0 nothing must be divided by it."""
+    image, predict = randn(2, 4, 8, 8), lambda latents, timestep: torch.sin(latents) * 3
+    assert torch.equal(ImageToMask(1.0, 1.0).sample(predict, image, 10, 0), predict(image, 1))
+
+
+def test_the_papers_large_betas_whose_signal_underflows_give_numbers():
+    got = ImageToMask(0.0272, 0.384).sample(lambda latents, timestep: torch.sin(latents), randn(2, 4, 8, 8), 10, 0)
+    assert got.isfinite().all()
+
+
 def test_noise_to_mask_sees_the_image_beside_the_noisy_mask():
     betas = (0.00085, 0.012)
     image, mask, a_bar = randn(2, 4, 8, 8), randn(2, 4, 8, 8, seed=1), alpha_bar(*betas)

@@ -50,6 +50,8 @@ class ImageToMask(Generation):
             clip_sample=False,
             steps_offset=TIMESTEP,
         )
+        tiny = torch.finfo(torch.float32).tiny  # where alpha_bar is 0 the scheduler would divide by it
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.clamp(min=tiny)
 
     def training_pair(
         self, query: Tensor, target: Tensor, draws: Sequence[np.random.Generator]
