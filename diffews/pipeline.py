@@ -104,10 +104,15 @@ class DiffewsPipeline(DiffusionPipeline):
 
     # ---- from tensors to tensors: what evaluation uses ----
 
+    @property
+    def _execution_device(self) -> torch.device:  # diffusers' own reads signatures anew: 2 ms a call
+        hook = getattr(self.unet, "_hf_hook", None)  # of an offloaded model
+        return torch.device(getattr(hook, "execution_device", None) or self.unet.conv_in.weight.device)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Means of the VAE's posterior, scaled: RGB [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/f, W/f]."""
         vae = self.encoder or self.vae
-        return encode_latents(vae, images.to(self._execution_device, vae.dtype)).to(self.unet.dtype)
+        return encode_latents(vae, images.to(self._execution_device, vae.dtype)).to(self.unet.conv_in.weight.dtype)
 
     def encode_support_tensors(self, images: Tensor, masks: Tensor, shots: int) -> SupportBank:
         """Runs the support pass on images [B*S, 3, H, W] in [-1, 1] and masks [B*S, H, W] in {0, 1}.
@@ -345,7 +350,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
     def _text(self) -> TextKeys:
         """The constant text condition; its keys and values are computed once for a device and precision."""
-        device, dtype = self._execution_device, self.unet.dtype
+        device, dtype = self._execution_device, self.unet.conv_in.weight.dtype
         keys = self._text_keys
         if keys is None or keys.embedding.device != device or keys.embedding.dtype != dtype:
             with torch.no_grad():
