@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["diffews", "diffews.*"]),
     package_data={"diffews.data": ["splits/*", "splits/*/*"]},
-    entry_points={"console_scripts": ["diffews = diffews.cli:main"]},
+    entry_points={"console_scripts": ["diffews = diffews.cli.main:main"]},
     extras_require={
         "lora": ["peft>=0.14"],  # lora=
         "8bit": ["bitsandbytes>=0.45"],  # optimizer=adamw8bit

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffews.errors import InputError as InputError
-    from diffews.load import load_pipeline as load_pipeline
     from diffews.models.attention import SupportBank as SupportBank
     from diffews.models.unet import DiffewsUNet as DiffewsUNet
     from diffews.pipeline import DiffewsOutput as DiffewsOutput
     from diffews.pipeline import DiffewsPipeline as DiffewsPipeline
+    from diffews.runtime.loading import load_pipeline as load_pipeline
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ _EXPORTS = {
     "DiffewsUNet": "diffews.models.unet",
     "DiffewsOutput": "diffews.pipeline",
     "DiffewsPipeline": "diffews.pipeline",
-    "load_pipeline": "diffews.load",
+    "load_pipeline": "diffews.runtime.loading",
 }
 __all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604  (names of the lazy exports)
 

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from diffews.cli import main
+    from diffews.cli.main import main
 except ModuleNotFoundError as error:
     cure = "run bash scripts/setup.sh, then . .venv/bin/activate"
     sys.exit(f"diffews: error: {error}; {cure}")

@@ -15,18 +15,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from diffews.errors import InputError
-from diffews.masks import binary_mask, check_threshold, quantize, resize_mask, scores_and_limit
-from diffews.models.attention import SupportBank, TextKeys
-from diffews.models.small_vae import decode_latents, encode_latents
-from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.weights import (
-    latent_factor,
-    load_text,
-    resolve,
-    save_text,
-    write_record,
-)
-from diffews.pictures import (
+from diffews.images.masks import binary_mask, check_threshold, quantize, resize_mask, scores_and_limit
+from diffews.images.tensors import (
     ImageInput,
     as_list,
     as_sets,
@@ -35,6 +25,16 @@ from diffews.pictures import (
     resize_scores,
     to_array,
     to_pixels,
+)
+from diffews.models.attention import SupportBank, TextKeys
+from diffews.models.unet import TIMESTEP, DiffewsUNet
+from diffews.models.vae import decode_latents, encode_latents
+from diffews.models.weights import (
+    latent_factor,
+    load_text,
+    resolve,
+    save_text,
+    write_record,
 )
 from diffews.variants import Variant
 from diffews.variants.injection import Support, pool_mask

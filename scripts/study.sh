@@ -5,6 +5,6 @@
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 if [ "${2:-}" = report ]; then
-  exec "$PYTHON" "$root/scripts/study_report.py" "$1" "${@:3}"
+  exec "$PYTHON" "$root/scripts/study/report.py" "$1" "${@:3}"
 fi
-exec "$PYTHON" "$root/scripts/study.py" "$@"
+exec "$PYTHON" "$root/scripts/study/run.py" "$@"

@@ -23,7 +23,7 @@ import transformers
 from PIL import Image
 
 from diffews import DiffewsPipeline, DiffewsUNet, load_pipeline
-from diffews.cli import main
+from diffews.cli.main import main
 
 for library in (diffusers, transformers):
     library.utils.logging.enable_propagation()  # their warnings reach caplog

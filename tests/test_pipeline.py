@@ -11,8 +11,8 @@ from PIL import Image
 
 import diffews
 from diffews import DiffewsPipeline, InputError
-from diffews.data import load_benchmark
-from diffews.images import normalize
+from diffews.data.registry import load_benchmark
+from diffews.images.files import normalize
 from diffews.models.weights import load_unet
 
 FLIPS = 4  # pixels of 64 x 64 that rounding may move over the threshold

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from training_runs import SIDE, STEPS, make_few_shapes, reset_accelerate, write_tiny_base
 
-from diffews.commands import run_train
-from diffews.config import TrainConfig, load
-from diffews.data import open_benchmark
-from diffews.train import Trainer
+from diffews.cli.commands import run_train
+from diffews.cli.settings import TrainConfig, load
+from diffews.data.registry import open_benchmark
+from diffews.training.train import Trainer
 
 
 @pytest.fixture(autouse=True)

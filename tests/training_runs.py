@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from diffews import DiffewsUNet
-from diffews.data import shapes
 from diffews.data.training import PixelSource
 from diffews.models.weights import save_text
-from diffews.tiny import TEXT_SHAPE, UNET, VAE
-from diffews.training_step import StepInput
+from diffews.tools import shapes
+from diffews.tools.tiny import TEXT_SHAPE, UNET, VAE
+from diffews.training.step import StepInput
 
 SIDE = 32  # pixels; latents are 8 x 8
 STEPS = 4

@@ -14,9 +14,9 @@ from PIL import Image
 
 from diffews.data.lists import read_json_file
 from diffews.errors import InputError
-from diffews.files import write_atomic
-from diffews.images import normalize, resize_image
-from diffews.masks import resize_mask
+from diffews.images.files import normalize, resize_image
+from diffews.images.masks import resize_mask
+from diffews.runtime.files import write_atomic
 
 TEST_SEED = 0  # of numpy's legacy generator, set once before the first episode
 Item = TypeVar("Item")

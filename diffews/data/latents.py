@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
-from diffews.data.loading import stream
+from diffews.data.prefetch import stream
 from diffews.data.training import MASKS_ALONE, PictureKey, Renderings, picture_order
 from diffews.errors import InputError
-from diffews.files import open_run
+from diffews.runtime.files import open_run
 
 TODO, DONE, EMPTY = 0, 1, 2  # state of a row; EMPTY: done, and the mask has no pixel
 

@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from diffews.data.coco20i import CLASS_NAMES, FOLDS, Coco20i
-from diffews.data.coco_json import CocoContent, read_coco
+from diffews.data.benchmarks.coco20i import CLASS_NAMES, FOLDS, Coco20i
+from diffews.data.benchmarks.coco_json import CocoContent, read_coco
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
 from diffews.data.polygons import segmentation_mask
 from diffews.errors import InputError, raised, returned
-from diffews.files import hash_files, open_run, write_atomic
-from diffews.images import open_mask
+from diffews.images.files import open_mask
+from diffews.runtime.files import hash_files, open_run, write_atomic
 
 GOOD = 0.999  # share of (picture, class) pairs that agree, from which a self-check calls masks right
 

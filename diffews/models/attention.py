@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffews.errors import InputError
-from diffews.files import write_atomic
+from diffews.runtime.files import write_atomic
 
 
 class SupportBank:

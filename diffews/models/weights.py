@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffews.errors import InputError
-from diffews.files import hash_files, read_json, write_atomic
+from diffews.runtime.files import hash_files, read_json, write_atomic
 
 if TYPE_CHECKING:
     import torch

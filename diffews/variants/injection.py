@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffews.masks import WHITE_ON_BLACK, Rendering
+from diffews.images.masks import WHITE_ON_BLACK, Rendering
 
 SHARE = Rendering("share", WHITE_ON_BLACK.draw, pooled=True)
 

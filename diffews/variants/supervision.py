@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffews.masks import WHITE_ON_BLACK, Rendering
+from diffews.images.masks import WHITE_ON_BLACK, Rendering
 
 
 @dataclass(frozen=True)

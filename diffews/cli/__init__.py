@@ -1,0 +1,1 @@
+"""The command line: typed settings, the list of commands, and what each does first."""

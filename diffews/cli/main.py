@@ -1,0 +1,104 @@
+"""The command line: `diffews COMMAND [config=FILE] [key=value ...]`. Torch is imported when a command needs it."""
+
+import errno
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diffews import __version__
+from diffews.cli import commands
+from diffews.cli.settings import (
+    BaselinesConfig,
+    BenchmarkConfig,
+    CheckConfig,
+    DistillConfig,
+    EpisodesConfig,
+    EvalConfig,
+    ExportConfig,
+    FigureConfig,
+    InitBaseConfig,
+    MakeShapesConfig,
+    PrepareConfig,
+    SegmentConfig,
+    TableConfig,
+    TinyBaseConfig,
+    TrainConfig,
+    describe,
+    load,
+)
+from diffews.errors import InputError, nearest
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+AGAIN = "run the same command again"
+GO_ON = {  # how an interrupted command goes on
+    "eval": "the same command goes on from here",
+    "train": "the same command with resume=latest goes on from the last checkpoint",
+    "prepare": "the same command goes on from here",
+}
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
+    "eval": (EvalConfig, commands.run_eval),
+    "segment": (SegmentConfig, commands.run_segment),
+    "train": (TrainConfig, commands.run_train),
+    "baselines": (BaselinesConfig, commands.run_baselines),
+    "prepare": (PrepareConfig, commands.run_prepare),
+    "check": (CheckConfig, commands.run_check),
+    "table": (TableConfig, commands.run_table),
+    "figure": (FigureConfig, commands.run_figure),
+    "episodes": (EpisodesConfig, commands.run_episodes),
+    "init-base": (InitBaseConfig, commands.run_init_base),
+    "export": (ExportConfig, commands.run_export),
+    "make-shapes": (MakeShapesConfig, commands.run_make_shapes),
+    "make-tiny-base": (TinyBaseConfig, commands.run_make_tiny_base),
+    "distill-decoder": (DistillConfig, commands.run_distill_decoder),
+    "benchmark": (BenchmarkConfig, commands.run_benchmark),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code: 0 good, 2 bad input (one line on stderr), 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = lambda message, *_: print(f"diffews: warning: {message}", file=sys.stderr)
+    try:
+        return _run(words)
+    except InputError as error:
+        message = str(error)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        cure = f"; free some space, then {GO_ON.get(words[0], AGAIN)}" if error.errno in FULL else ""
+        message = f"{error.filename or 'writing'}: {error.strerror or error}{cure}"
+    except KeyboardInterrupt:
+        print(f"diffews: interrupted; {GO_ON.get(words[0], AGAIN)}", file=sys.stderr)
+        return 130
+    print(f"diffews: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _run(words: list[str]) -> int:
+    command = words[0] if words else "--help"
+    if command in ("-h", "--help", "help"):
+        print(usage())
+    elif command == "--version":
+        print(f"diffews {__version__}")
+    elif command not in COMMANDS:
+        raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; see diffews --help")
+    else:
+        config_class, run = COMMANDS[command]
+        if any(word in ("-h", "--help") for word in words[1:]):
+            print(f"diffews {command} [config=FILE] [key=value ...]\n\n{describe(config_class)}")
+        else:
+            return run(load(config_class, words[1:])) or 0
+    return 0
+
+
+def usage() -> str:
+    """Returns the text of `diffews --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {(config.__doc__ or '').splitlines()[0]}" for name, (config, _) in COMMANDS.items()]
+    return "\n".join(
+        ["diffews COMMAND [config=FILE] [key=value ...]", "", *lines, "", "diffews COMMAND --help shows every key."]
+    )

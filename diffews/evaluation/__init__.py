@@ -1,0 +1,1 @@
+"""Evaluation: episodes in groups, their records, the figures and tables made of them."""

@@ -1,0 +1,62 @@
+"""Training checkpoints: complete or not there at all; weights in safetensors, the rest as tensors and numbers."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffews.errors import InputError
+from diffews.models.unet import DiffewsUNet
+from diffews.models.weights import first_line, write_record
+from diffews.runtime.files import new_folder
+
+STATE_FILE = "training.pt"
+
+
+def save_checkpoint(
+    out: Path, step: int, unet: DiffewsUNet, state: dict[str, Any], record: dict[str, Any], keep: int
+) -> None:
+    """Writes out/checkpoint-<step>/, a weight dir with training.pt in it, and removes all but the last `keep`."""
+    folder = out / f"checkpoint-{step}"
+    if not folder.exists():
+        with new_folder(folder) as partial:
+            unet.save_pretrained(partial / "unet")
+            write_record(partial, folder, record)
+            _save_state({"step": step, **state}, partial / STATE_FILE)
+    for old in list_checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def save_weight_dir(out: Path, unet: DiffewsUNet, record: dict[str, Any]) -> None:
+    """Writes out/unet/unet/, the layout of the released weights, and what was recorded in training."""
+    write_record(out, out, record)
+    if not (out / "unet").exists():
+        with new_folder(out / "unet") as partial:
+            unet.save_pretrained(partial / "unet")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Reads a checkpoint's training.pt; tensors and plain values only."""
+    file = folder / STATE_FILE
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = first_line(error)
+        raise InputError(f"{file} cannot be read ({reason}); remove {folder} to go on from an earlier one") from None
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """Returns the complete checkpoints, oldest first."""
+    found = [path for path in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    complete = [path for path in found if (path / STATE_FILE).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")))

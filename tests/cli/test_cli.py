@@ -1,0 +1,180 @@
+"""The command line: help, episodes as JSON, exit codes, and that nothing waits for torch without need."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffews
+from diffews.cli.main import COMMANDS
+from diffews.cli.settings import EpisodesConfig
+from diffews.data.registry import load_benchmark
+
+CHECKOUT = Path(diffews.__file__).parent.parent
+
+
+def test_help_names_every_command(run):
+    for words in (["--help"], ["-h"], ["help"], []):
+        outcome = run(*words)
+        assert outcome.code == 0 and outcome.err == ""
+        for command in COMMANDS:
+            assert f"\n  {command} " in outcome.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_shows_its_keys(run, command):
+    for words in ((command, "--help"), (command, "-h"), (command, "out=x", "--help")):
+        outcome = run(*words)
+        assert outcome.code == 0 and outcome.err == ""
+        assert outcome.out.startswith(f"diffews {command} [config=FILE] [key=value ...]")
+        for key in COMMANDS[command][0].__dataclass_fields__:
+            assert f"\n  {key}=" in outcome.out
+
+
+def test_the_version(run):
+    assert run("--version").out == f"diffews {diffews.__version__}\n"
+
+
+def test_an_unknown_command_names_the_nearest(refused):
+    assert refused("evaluate") == "unknown command 'evaluate'; did you mean 'eval'?; see diffews --help"
+    assert "unknown command 'xyzzy'; see" in refused("xyzzy")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_key_is_refused_by_every_command(refused, command):
+    assert "command line: unknown key 'xyzzy'" in refused(command, "xyzzy=1")
+
+
+def test_a_misspelt_key_of_a_file_is_refused(refused, tmp_path):
+    (tmp_path / "mine.yaml").write_text("shot: 5\n")
+    assert "mine.yaml: unknown key 'shot'; did you mean 'shots'?" in refused(
+        "eval", f"config={tmp_path / 'mine.yaml'}"
+    )
+
+
+# ---- episodes ----
+
+
+def test_episodes_are_json_and_nothing_else(run, coco):
+    outcome = run("episodes", f"data={coco}", "fold=2", "shots=3", "episodes=5")
+    assert outcome.code == 0
+    drawn = load_benchmark("coco20i", coco, fold=2, shots=3).episodes[:5]
+    assert json.loads(outcome.out) == [episode.names() for episode in drawn]
+
+
+def test_episodes_need_no_pictures(run, expected, tmp_path):
+    outcome = run("episodes", f"data={tmp_path}", "benchmark=coco20i", "fold=1", "shots=5")
+    golden = expected("real_episodes").json["coco_fold1_5shot"]
+    episodes = json.loads(outcome.out)
+    assert len(episodes) == 1000 and episodes[:5] == golden["first"] and episodes[-1:] == golden["last"]
+
+
+def test_episodes_of_lists_that_are_not_there_are_refused(refused, tmp_path):
+    assert "splits=folder, but there is neither" in refused("episodes", f"data={tmp_path}", "splits=folder")
+    assert "fold=4: coco20i has the folds 0 to 3" in refused("episodes", "fold=4")
+
+
+# ---- folds ----
+
+
+def test_the_fold_is_read_from_the_name_of_a_linked_weight_dir(run, golden_words, weight, tmp_path):
+    (tmp_path / "coco_fold1").symlink_to(weight)
+    out = tmp_path / "out"
+    assert run(*golden_words, f"weight={tmp_path / 'coco_fold1'}", "episodes=1", f"out={out}").code == 0
+    assert json.loads((out / "result.json").read_text())["fold"] == 1
+
+
+@pytest.mark.parametrize("name", ["mine_fold2", "coco_fold2_5shot", "checkpoint"])
+def test_the_fold_comes_from_the_name_or_from_the_record(run, golden_words, own_weight, tmp_path, name):
+    folder = own_weight.rename(own_weight.with_name(name))
+    if "fold" not in name:
+        (folder / "diffews.json").write_text(json.dumps({"fold": 2}))
+    out = tmp_path / "out"
+    assert run(*golden_words, f"weight={folder}", "episodes=1", f"out={out}").code == 0
+    assert json.loads((out / "result.json").read_text())["fold"] == 2
+
+
+def test_a_given_fold_wins_over_the_name(run, golden_words, tmp_path):
+    assert run(*golden_words, "fold=3", "episodes=1", f"out={tmp_path / 'out'}").code == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["fold"] == 3
+
+
+# ---- the package ----
+
+
+def test_interrupted_runs_say_so(run, monkeypatch):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "episodes", (EpisodesConfig, interrupted))
+    outcome = run("episodes")
+    assert outcome.code == 130 and outcome.err.startswith("diffews: interrupted")
+
+
+def test_names_are_exported_when_they_are_used():
+    for name in diffews.__all__:
+        assert getattr(diffews, name) is not None
+    assert set(diffews.__all__) <= set(dir(diffews))
+    with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
+        _ = diffews.Pipeline
+
+
+QUICK = """
+import contextlib, io, sys
+import diffews
+from diffews.cli.main import main
+for line in sys.stdin:
+    *words, code = line.split()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        got = main(words)
+    assert got == int(code), (words, got)
+    loaded = {"torch", "diffusers", "transformers"} & set(sys.modules)
+    assert not loaded, (words, loaded)
+"""
+
+
+def test_help_episodes_and_mistakes_do_not_wait_for_torch(weight, base, coco, tmp_path):
+    commands = [
+        "--help 0",
+        *(f"{command} --help 0" for command in COMMANDS),
+        "episodes fold=3 shots=5 0",
+        f"episodes data={coco} 0",
+        "evul 2",
+        "eval shot=1 2",
+        "eval shots=0 2",
+        "eval fold=4 2",
+        f"eval config={tmp_path}/none.yaml 2",
+        f"eval weight={tmp_path}/none 2",
+        f"eval weight={weight} 2",
+        f"eval weight={weight} base={base} image_size=60 2",
+        f"eval weight={weight} base={base} data={tmp_path}/none 2",
+        "segment 2",
+        "init-base 2",
+    ]
+    process = subprocess.run(
+        [sys.executable, "-c", QUICK],
+        input="\n".join(commands),
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def test_python_m_diffews_is_the_command(tmp_path):
+    def call(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "diffews", *words],
+            text=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            cwd=tmp_path,
+        )
+
+    assert call("--version").stdout == f"diffews {diffews.__version__}\n"
+    bad = call("eval", "shot=1")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == "diffews: error: command line: unknown key 'shot'; did you mean 'shots'?\n"

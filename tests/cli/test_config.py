@@ -1,0 +1,178 @@
+"""Settings: defaults, then a YAML file, then key=value; every mistake is one clear line before anything loads."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from diffews import InputError
+from diffews.cli.main import COMMANDS
+from diffews.cli.settings import CHECKOUT, EpisodesConfig, EvalConfig, SegmentConfig, describe, load, require
+
+CONFIG_CLASSES = [config_class for config_class, _ in COMMANDS.values()]
+
+
+def test_the_defaults_are_the_published_protocol():
+    config = load(EvalConfig, [])
+    assert (config.benchmark, config.shots, config.splits) == ("coco20i", 1, "auto")
+    assert (config.threshold, config.threshold_rule) == (0.25, "reference")
+    assert (config.dtype, config.batch, config.device) == ("fp32", 1, "auto")
+    assert (config.fold, config.image_size, config.base) == (None, None, None)
+    assert Path(config.data) == CHECKOUT / "datasets"
+
+
+def test_words_win_over_the_file_and_later_ones_over_earlier(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("shots: 5  # supports\nfold: 2\nthreshold: 0.5\n")
+    second.write_text("fold: 3\n")
+    config = load(EvalConfig, ["shots=2", f"config={first}", f"config={second}", "threshold=0.1", "threshold=0.3"])
+    assert (config.shots, config.fold, config.threshold) == (2, 3, 0.3)
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load(EvalConfig, [f"config={tmp_path / 'empty.yaml'}"]) == load(EvalConfig, [])
+
+
+def test_each_type_is_read_as_what_it_is():
+    words = ["weight=weight/1", "save_masks=true", "threshold=1e-1", "fold=null", "out=a=b", "episodes=null"]
+    config = load(EvalConfig, words)
+    assert (config.weight, config.out) == ("weight/1", "a=b")
+    assert (config.save_masks, config.threshold, config.fold, config.episodes) == (True, 0.1, None, None)
+
+
+def test_a_path_of_digits_or_dollars_stays_a_path():
+    config = load(EvalConfig, ["weight=0123", "out=${HOME}/x"])
+    assert (config.weight, config.out) == ("0123", "${HOME}/x")
+
+
+def test_lists_are_separated_by_commas():
+    config = load(SegmentConfig, ["support=a.jpg,b.jpg", "mask=a.png", "query=pictures"])
+    assert (config.support, config.mask, config.query) == (["a.jpg", "b.jpg"], ["a.png"], ["pictures"])
+    assert load(SegmentConfig, []).support == []
+
+
+def test_lists_come_from_a_file_too(tmp_path):
+    (tmp_path / "a.yaml").write_text("support: [a.jpg, b.jpg]\n")
+    assert load(SegmentConfig, [f"config={tmp_path / 'a.yaml'}"]).support == ["a.jpg", "b.jpg"]
+
+
+def test_a_misspelt_key_names_the_nearest():
+    with pytest.raises(InputError, match=r"unknown key 'shot'; did you mean 'shots'\?"):
+        load(EvalConfig, ["shot=5"])
+    with pytest.raises(InputError, match="unknown key 'xyzzy'$"):
+        load(EvalConfig, ["xyzzy=5"])
+
+
+def test_a_misspelt_key_of_a_file_names_the_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("treshold: 0.5\n")
+    with pytest.raises(InputError, match=r"mine.yaml: unknown key 'treshold'; did you mean 'threshold'\?"):
+        load(EvalConfig, [f"config={file}"])
+
+
+def test_a_key_of_another_command_is_unknown():
+    with pytest.raises(InputError, match="unknown key 'query'"):
+        load(EvalConfig, ["query=a.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("shots=five", "shots='five' is not an integer"),
+        ("shots=1.5", "shots='1.5' is not an integer"),
+        ("threshold=high", "threshold='high' is not a number"),
+        ("save_masks=maybe", "save_masks='maybe' is not true or false"),
+        ("shots=0", "shots=0 must be at least 1"),
+        ("shots=-1", "shots=-1 must be at least 1"),
+        ("fold=-1", "fold=-1"),
+        ("fold=4", "fold=4: coco20i has the folds 0 to 3"),
+        ("batch=0", "batch=0 must be at least 1"),
+        ("workers=-1", "workers=-1 must be at least 0"),
+        ("threads=0", "threads=0 must be at least 1"),
+        ("episodes=0", "episodes=0 must be at least 1"),
+        ("image_size=0", "image_size=0 must be at least 1"),
+        ("threshold=1", r"threshold=1.0 is not in \[0, 1\)"),
+        ("threshold=nan", "threshold=nan"),
+        ("dtype=fp8", "dtype='fp8' is not one of fp32, bf16, fp16"),
+        ("benchmark=coco20", "benchmark='coco20' is not one of .*did you mean 'coco20i'"),
+        ("splits=none", "splits='none' is not one of auto, folder, builtin"),
+        ("threshold_rule=relative", "threshold_rule='relative' is not one of"),
+        ("shots", "'shots' is not key=value"),
+        ("--shots", "'--shots' is not key=value"),
+        ("shots=", "shots='' is not an integer"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_key_and_value(word, says):
+    with pytest.raises(InputError, match=says) as error:
+        load(EvalConfig, [word])
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_types_in_a_file_are_refused(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for content, says in (("shots: five", "is not an integer"), ("weight: [a, b]", "is not a text")):
+        file.write_text(content)
+        with pytest.raises(InputError, match=rf"mine.yaml: .*{says}"):
+            load(EvalConfig, [f"config={file}"])
+
+
+@pytest.mark.parametrize("content", ["- shots\n- fold\n", "just words", "shots: [1"])
+def test_a_file_that_holds_no_keys_is_refused(tmp_path, content):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match="mine.yaml") as error:
+        load(EvalConfig, [f"config={file}"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_reference_to_nothing_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("shots: ${nothing}")
+    with pytest.raises(InputError, match="nothing"):
+        load(EvalConfig, [f"config={tmp_path / 'mine.yaml'}"])
+
+
+def test_a_missing_or_unreadable_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"none.yaml: no such file"):
+        load(EvalConfig, [f"config={tmp_path / 'none.yaml'}"])
+    with pytest.raises(InputError, match="is no YAML file"):
+        load(EvalConfig, [f"config={tmp_path}"])
+
+
+def test_a_key_that_must_be_given_is_asked_for():
+    config = load(SegmentConfig, ["support=a.jpg"])
+    require(config, "support")
+    with pytest.raises(InputError, match="mask= is missing; their masks"):
+        require(config, "support", "mask")
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES, ids=lambda c: c.__name__)
+def test_help_shows_every_key_with_its_meaning_and_default(config_class):
+    text = describe(config_class)
+    for item in dataclasses.fields(config_class):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"  {item.name}=")]
+        assert item.metadata["text"] in line
+        if isinstance(item.default, int | float) and not isinstance(item.default, bool):
+            assert line.startswith(f"  {item.name}={item.default}  ")
+    assert text.startswith(config_class.__doc__.splitlines()[0])
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES, ids=lambda c: c.__name__)
+def test_the_defaults_of_every_command_are_valid(config_class):
+    assert isinstance(load(config_class, []), config_class)
+
+
+def test_help_shows_paths_of_the_checkout_without_where_it_lies():
+    assert "  data=datasets  " in describe(EpisodesConfig)
+    assert str(CHECKOUT) not in describe(EpisodesConfig)
+
+
+@pytest.mark.parametrize("file", sorted((CHECKOUT / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_file_of_configs_is_valid_for_a_command(file):
+    accepted = []
+    for config_class in CONFIG_CLASSES:
+        try:
+            accepted.append(load(config_class, [f"config={file}"]))
+        except InputError:
+            continue
+    assert accepted

@@ -1,0 +1,278 @@
+"""What an evaluation can count beside its mIoU, and what makes it faster, each against a plain run or by hand."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from training_runs import make_few_shapes
+
+from diffews.cli.main import main
+from diffews.cli.settings import CHECKOUT, EvalConfig
+from diffews.data.registry import load_benchmark
+from diffews.evaluation.evaluate import decode, predict, read_group
+from diffews.evaluation.metrics import Scores, intersection_and_union
+from diffews.images.tensors import to_pixels
+from diffews.runtime.device import CPU_PIXELS, all_cores
+from diffews.runtime.loading import settle_fast
+
+COUNT = 8  # episodes
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+
+
+def result(out):
+    return json.loads((out / "result.json").read_text())
+
+
+def mask(out, index):
+    return np.asarray(Image.open(out / "masks" / f"{index:05d}.png")) > 0
+
+
+@pytest.fixture
+def evaluate(run, golden_words, tmp_path):
+    """evaluate(name, *words): the golden evaluation of a few episodes -> its folder."""
+
+    def call(name, *words):
+        outcome = run(*golden_words, f"episodes={COUNT}", f"out={tmp_path / name}", *words)
+        assert outcome.code == 0, outcome
+        return tmp_path / name
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def dataset(coco):
+    return load_benchmark("coco20i", coco, 0, shots=1, image_size=64)
+
+
+def miou(records, counts, class_ids):
+    scores = Scores(class_ids)
+    for record, (inter, union) in zip(records, counts, strict=True):
+        scores.add(record["class_id"], inter, union)
+    return scores.miou()
+
+
+# ---- more figures ----
+
+
+def test_a_sweep_counts_what_runs_at_those_thresholds_count(evaluate, finished):
+    out = evaluate("sweep", "relative_thresholds=0.3,0.6", "absolute_thresholds=0.4")
+    figures = result(out)["miou_by_threshold"]
+    assert list(figures) == ["relative 0.3", "relative 0.6", "absolute 0.4"]
+    plain = lines(finished)[:COUNT]
+    assert [{k: v for k, v in record.items() if k != "sweep"} for record in lines(out)] == plain
+    for name, words in {
+        "relative 0.3": ["threshold=0.3"],
+        "relative 0.6": ["threshold=0.6"],
+        "absolute 0.4": ["threshold=0.4", "threshold_rule=absolute"],
+    }.items():
+        alone = evaluate(name, *words)
+        assert figures[name] == pytest.approx(result(alone)["miou"])
+        for swept, record in zip(lines(out), lines(alone), strict=True):
+            assert swept["sweep"][name] == {part: record[part] for part in ("inter", "union")}
+
+
+def test_a_relative_sweep_follows_the_rule_of_the_run(evaluate):
+    out = evaluate("sweep", "threshold_rule=paper", "relative_thresholds=0.5")
+    alone = evaluate("alone", "threshold_rule=paper", "threshold=0.5")
+    assert result(out)["miou_by_threshold"]["relative 0.5"] == pytest.approx(result(alone)["miou"])
+
+
+@pytest.fixture(scope="module")
+def extra(golden_words, dataset, tmp_path_factory):
+    """A finished evaluation with the extra figures and its masks; never written to."""
+    out = tmp_path_factory.mktemp("extra") / "out"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        words = [f"episodes={COUNT}", "extra_metrics=true", "save_masks=true", f"out={out}"]
+        assert main([*golden_words, *words]) == 0
+    return out
+
+
+def test_own_size_is_that_of_the_pipelines_masks(extra, pipe, dataset):
+    counts = []
+    for index in range(COUNT):
+        episode = dataset.episodes[index]
+        query = dataset.benchmark.decode(episode.query, episode.class_id)
+        support = dataset.benchmark.decode(episode.supports[0], episode.class_id)
+        found = pipe(query.image, support_images=support.image, support_masks=support.mask).masks[0]
+        assert found.shape == query.mask.shape
+        counts.append(intersection_and_union(found, query.mask))
+    assert {dataset.query_picture(index).mask.shape for index in range(COUNT)} != {(64, 64)}
+    records = lines(extra)
+    for record, (inter, union) in zip(records, counts, strict=True):
+        assert (
+            np.abs(np.subtract([record["own_size"]["inter"], record["own_size"]["union"]], [inter, union])).max() <= 4
+        )
+    want = miou(records, counts, dataset.class_ids)
+    assert result(extra)["miou_own_size"] == pytest.approx(want, abs=0.02)
+    assert result(extra)["miou_own_size"] != pytest.approx(result(extra)["miou"], abs=1e-9)
+
+
+def inner(binary, distance):
+    """What is left of a mask after eroding: pixels whose whole square lies in it; outside the picture is none."""
+    padded = F.pad(torch.from_numpy(binary).float()[None, None], (distance,) * 4)
+    return (-F.max_pool2d(-padded, 2 * distance + 1, stride=1))[0, 0].numpy() > 0
+
+
+def test_boundary_miou_is_that_of_the_rims(extra, dataset):
+    counts, distance = [], round(0.02 * 64 * 2**0.5)
+    for index in range(COUNT):
+        rims = [m & ~inner(m, distance) for m in (mask(extra, index), dataset[index].query_mask > 0)]
+        counts.append(([0, int((rims[0] & rims[1]).sum())], [0, int((rims[0] | rims[1]).sum())]))
+    assert result(extra)["boundary_miou"] == pytest.approx(miou(lines(extra), counts, dataset.class_ids))
+
+
+def test_mean_episode_iou_is_the_mean_over_episodes(extra):
+    want = np.mean([100 * record["inter"][1] / max(record["union"][1], 1) for record in lines(extra)])
+    assert result(extra)["mean_episode_iou"] == pytest.approx(want)
+
+
+def test_sampling_keys_and_values_is_seeded(evaluate):
+    plain, all_kept = evaluate("plain", "shots=2"), evaluate("all", "shots=2", "kv_sampling=2")
+    assert (plain / "episodes.jsonl").read_bytes() == (all_kept / "episodes.jsonl").read_bytes()
+    one, again = evaluate("one", "shots=2", "kv_sampling=1"), evaluate("again", "shots=2", "kv_sampling=1")
+    assert (one / "episodes.jsonl").read_bytes() == (again / "episodes.jsonl").read_bytes()
+    assert (one / "episodes.jsonl").read_bytes() != (plain / "episodes.jsonl").read_bytes()
+
+
+# ---- faster ----
+
+
+def test_batch_auto_on_the_cpu_is_recorded_and_kept(evaluate):
+    documented = CPU_PIXELS // 64**2
+    out = evaluate("auto", "batch=auto", "episodes=12")
+    assert result(out)["batch"] == documented == 8 and result(out)["config"]["batch"] == 8
+    same = evaluate("eight", "batch=8", "episodes=12")
+    assert (out / "episodes.jsonl").read_bytes() == (same / "episodes.jsonl").read_bytes()
+    few = evaluate("few", "batch=auto", "episodes=3")  # as many as there are
+    evaluate("few", "batch=auto", "episodes=6")
+    assert result(few)["batch"] == 3 and result(few)["episodes"] == 6
+
+
+def test_fast_takes_all_cores_of_a_cpu_unless_threads_are_given():
+    cpu, cores = torch.device("cpu"), all_cores()
+    assert settle_fast(EvalConfig(fast=True), cpu).threads == cores >= 1
+    assert settle_fast(EvalConfig(fast=True, threads=3), cpu).threads == 3
+    assert settle_fast(EvalConfig(), cpu) == EvalConfig()
+
+
+def test_fast_is_its_keys(evaluate, monkeypatch):
+    monkeypatch.setattr("diffews.runtime.loading.all_cores", lambda: 1)  # busy cores: two threads are slower
+    fast, spelled = (
+        evaluate("fast", "fast=true"),
+        evaluate("spelled", "channels_last=true", "batch=auto", "tf32=false"),
+    )
+    assert (fast / "episodes.jsonl").read_bytes() == (spelled / "episodes.jsonl").read_bytes()
+    assert json.loads((fast / "run.json").read_text()) == json.loads((spelled / "run.json").read_text())
+    assert result(fast)["config"]["fast"] is False and result(fast)["channels_last"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "share"), [(["channels_last=true", "batch=8"], 0.995), (["low_memory=true"], 0.999)], ids=str
+)
+def test_what_is_faster_or_smaller_agrees_with_the_exact_path(evaluate, extra, words, share):
+    out = evaluate("out", "save_masks=true", *words)
+    agree = np.mean([(mask(out, index) == mask(extra, index)).mean() for index in range(COUNT)])
+    assert agree >= share
+    assert result(out)[words[0].split("=")[0]] is True
+
+
+def test_a_picture_that_comes_again_in_a_group_is_encoded_once(pipe, dataset):
+    indices = [0, 1, 0, 2, 1]
+    group, seen = read_group(dataset, indices), []
+    hook = pipe.vae.encoder.register_forward_hook(lambda _, pictures, __: seen.append(len(pictures[0])))
+    try:
+        together = predict(pipe, group, 1)
+    finally:
+        hook.remove()
+    episodes = [dataset.episodes[index] for index in (0, 1, 2)]
+    pictures = {sample for e in episodes for sample in (e.query, *e.supports)}
+    masks = {(support, e.class_id) for e in episodes for support in e.supports}
+    assert seen == [len(pictures) + len(masks)]
+    for row, index in enumerate(indices):
+        alone = predict(pipe, read_group(dataset, [index]), 1)[0]
+        assert (together[row] == alone).mean() >= 0.999
+
+
+def test_numbers_of_distinct_pictures_tell_pictures_apart(dataset):
+    group = read_group(dataset, list(range(4)))
+    pictures = torch.cat([group.query_rgb, group.support_rgb]).flatten(1)
+    for i in range(len(pictures)):
+        for j in range(i):
+            same = bool(group.distinct[i] == group.distinct[j])
+            assert same == torch.equal(pictures[i], pictures[j])
+
+
+@torch.no_grad()
+def test_text_keys_change_no_bit(pipe, dataset):
+    group = read_group(dataset, [0])
+    got, step, words = decode(pipe, group, 1), torch.tensor(1), pipe.text["eval"]
+    drawn = (group.support_masks.float() * 2 - 1)[:, None].expand(-1, 3, -1, -1)
+    latents = torch.cat([pipe.encode_images(to_pixels(group.support_rgb)), pipe.encode_images(drawn)], dim=1)
+    bank = pipe.unet.encode_support(latents, step, words, 1)
+    query = pipe.encode_images(to_pixels(group.query_rgb))
+    decoded = pipe.vae.decode(pipe.unet.segment(query, step, words, bank) / pipe.vae.config.scaling_factor).sample
+    quantized = ((decoded.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+    assert torch.equal(got, quantized.float() / 255)
+
+
+# ---- another decoder ----
+
+
+@pytest.fixture
+def tiny_words(run, tmp_path):
+    """The shipped tiny weights on two pictures of each shape; -> words of an evaluation."""
+    data = make_few_shapes(tmp_path / "shapes")
+    return ["eval", f"data={data}", "fold=0", "episodes=6", "workers=0", "save_masks=true"]
+
+
+def test_the_shipped_decoder_stands_in_and_belongs_to_the_run(run, refused, tiny_words, tmp_path):
+    shipped = CHECKOUT / "weight" / "tiny" / "decoder"
+    plain, small = tmp_path / "plain", tmp_path / "small"
+    assert run(*tiny_words, f"out={plain}").code == 0
+    assert run(*tiny_words, f"out={small}", f"decoder={shipped}").code == 0
+    agree = np.mean([(mask(plain, index) == mask(small, index)).mean() for index in range(6)])
+    assert agree > 0.95
+    assert result(plain)["decoder_sha256"] is None and len(result(small)["decoder_sha256"]) == 64
+
+    other = shutil.copytree(shipped, tmp_path / "other")
+    tensors = load_file(other / "diffusion_pytorch_model.safetensors")
+    save_file({k: v + 0.001 for k, v in tensors.items()}, other / "diffusion_pytorch_model.safetensors")
+    for words in ([f"decoder={other}"], []):
+        message = refused(*tiny_words, f"out={small}", *words)
+        assert "another run" in message and "decoder_sha256: " in message
+    assert run(*tiny_words, f"out={small}", f"decoder={shutil.copytree(shipped, tmp_path / 'copy')}").code == 0
+
+
+def test_a_small_encoder_stands_in(run, tiny_words, tmp_path):
+    blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
+    widths = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
+    torch.manual_seed(0)
+    AutoencoderTiny(**blocks, **widths).save_pretrained(tmp_path / "encoder")
+    out = tmp_path / "out"
+    assert run(*tiny_words, f"out={out}", f"encoder={tmp_path / 'encoder'}").code == 0
+    assert len(result(out)["encoder_sha256"]) == 64
+
+
+def test_missing_parts_are_named(refused, golden_words, tmp_path):
+    for part in ("encoder", "decoder"):
+        message = refused(*golden_words, "episodes=1", f"out={tmp_path / 'out'}", f"{part}={tmp_path / 'none'}")
+        assert str(tmp_path / "none") in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_keys_of_several_steps_are_checked(refused, golden_words, tmp_path):
+    words = [*golden_words, f"out={tmp_path / 'out'}", "episodes=1"]
+    assert "denoising_steps=1000 must be below 1000" in refused(*words, "denoising_steps=1000")
+    assert "ensemble= averages answers to different noise" in refused(*words, "ensemble=2")
+    assert not (tmp_path / "out").exists()

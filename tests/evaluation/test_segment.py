@@ -1,0 +1,217 @@
+"""`diffews segment`: people's own pictures in any mode and size, and one clear line for what cannot work."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffews import load_pipeline
+from diffews.cli.settings import SegmentConfig
+from diffews.evaluation.segment import find_queries
+
+
+@pytest.fixture
+def pictures(picture, square_mask, tmp_path):
+    """A support with its mask, and a folder of two queries, as files."""
+    folder = tmp_path / "pictures"
+    (folder / "queries").mkdir(parents=True)
+    picture(1, 80, 60).save(folder / "support.png")
+    Image.fromarray(square_mask(80, 60)).save(folder / "mask.png")
+    picture(2, 90, 50).save(folder / "queries" / "one.png")
+    picture(3, 40, 70).save(folder / "queries" / "two.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture
+def words(weight, base, pictures, tmp_path):
+    """The command line with good input; a word said again wins."""
+    return [
+        *("segment", f"weight={weight}", f"base={base}", "image_size=64", f"out={tmp_path / 'out'}"),
+        *(f"support={pictures / 'support.png'}", f"mask={pictures / 'mask.png'}", "threads=1"),
+        f"query={pictures / 'queries' / 'one.png'}",
+    ]
+
+
+def read(file):
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+def test_a_mask_and_an_overlay_are_written_at_the_querys_own_size(run, words, pictures, weight, base, tmp_path):
+    outcome = run(*words)
+    assert outcome.code == 0 and "wrote 1 mask" in outcome.out
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"one_mask.png", "one_overlay.jpg"}
+
+    mask, overlay = read(tmp_path / "out" / "one_mask.png"), read(tmp_path / "out" / "one_overlay.jpg")
+    assert mask.shape == (50, 90) and overlay.shape == (50, 90, 3)
+    assert set(np.unique(mask)) == {0, 255}
+
+    pipe = load_pipeline(weight, base)
+    support, query = (Image.open(pictures / name) for name in ("support.png", "queries/one.png"))
+    bank = pipe.encode_support(support, read(pictures / "mask.png"), image_size=64)
+    assert np.array_equal(mask > 0, pipe(query, bank, image_size=64).masks[0])
+
+    change = np.abs(overlay.astype(int) - np.asarray(query)).mean(2)
+    assert change[mask == 0].mean() > 2 * change[mask > 0].mean()  # what is not the thing is darkened
+
+
+def test_it_runs_without_a_word_on_threads(run, words):
+    assert run(*[word for word in words if not word.startswith("threads=")]).code == 0
+
+
+def test_a_folder_and_a_list_of_queries(run, words, pictures, tmp_path):
+    assert run(*words, f"query={pictures / 'queries'}").code == 0
+    masks = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.png")}
+    assert set(masks) == {"one_mask.png", "two_mask.png"}
+    assert read(tmp_path / "out" / "two_mask.png").shape == (70, 40)
+
+    listed = f"query={pictures / 'queries' / 'one.png'},{pictures / 'queries' / 'two.jpg'}"
+    assert run(*words, listed, f"out={tmp_path / 'listed'}").code == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "listed").glob("*.png")} == masks
+
+
+def test_several_supports_in_any_order(run, words, pictures, picture, square_mask, tmp_path):
+    picture(4, 50, 50).save(pictures / "second.png")
+    Image.fromarray(square_mask(50, 50)).save(pictures / "second_mask.png")
+    supports = [str(pictures / name) for name in ("support.png", "second.png")]
+    support_masks = [str(pictures / name) for name in ("mask.png", "second_mask.png")]
+    masks = []
+    for order in (1, -1):
+        pairs = f"support={','.join(supports[::order])}", f"mask={','.join(support_masks[::order])}"
+        assert run(*words, *pairs).code == 0
+        masks.append(read(tmp_path / "out" / "one_mask.png"))
+    assert (masks[0] != masks[1]).sum() <= 4  # rounding alone
+    assert run(*words).code == 0
+    assert (read(tmp_path / "out" / "one_mask.png") != masks[0]).sum() > 4
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P"])
+def test_pictures_of_every_mode_just_work(run, words, pictures, mode):
+    suffix = ".tif" if mode == "CMYK" else ".png"
+    for name in ("support", "queries/one"):
+        with Image.open(pictures / f"{name}.png") as image:
+            image.convert(mode).save(pictures / f"{name}_{mode}{suffix}")
+    support, query = (f"{pictures / name}_{mode}{suffix}" for name in ("support", "queries/one"))
+    assert run(*words, f"support={support}", f"query={query}").code == 0
+
+
+def test_a_photo_is_segmented_upright(run, words, pictures, picture, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    picture(2, 90, 50).save(pictures / "photo.jpg", exif=exif)
+    assert run(*words, f"query={pictures / 'photo.jpg'}").code == 0
+    assert read(tmp_path / "out" / "photo_mask.png").shape == (90, 50)
+
+
+def test_an_all_black_mask_warns_and_gives_a_result(run, words, pictures, tmp_path):
+    Image.fromarray(np.zeros((60, 80), np.uint8)).save(pictures / "mask.png")
+    outcome = run(*words)
+    assert outcome.code == 0
+    assert "diffews: warning: a support mask marks no pixel" in outcome.err
+    assert (tmp_path / "out" / "one_mask.png").is_file()
+
+
+# ---- bad input ----
+
+
+@pytest.fixture
+def refused_segment(refused, words, tmp_path):
+    """refused_segment(*words): the refusal of bad input, which must not have written anything."""
+
+    def call(*more):
+        message = refused(*words, *more)
+        assert not (tmp_path / "out").exists()
+        return message
+
+    return call
+
+
+def test_what_must_be_given_is_asked_for(refused, words):
+    for key in ("support", "mask", "query"):
+        assert f"{key}= is missing" in refused(*[word for word in words if not word.startswith(f"{key}=")])
+        assert f"{key}= is missing" in refused(*words, f"{key}=")
+
+
+def test_a_support_without_a_mask_is_refused(refused_segment, pictures):
+    both = f"support={pictures / 'support.png'},{pictures / 'queries' / 'one.png'}"
+    assert "2 support pictures for 1 masks" in refused_segment(both)
+
+
+@pytest.mark.parametrize("key", ["support", "mask", "query"])
+def test_a_missing_file_is_named(refused_segment, pictures, key):
+    assert f"{pictures / 'none.png'} does not exist" in refused_segment(f"{key}={pictures / 'none.png'}")
+
+
+@pytest.mark.parametrize("key", ["support", "mask", "query"])
+@pytest.mark.parametrize("content", [b"", b"not a picture", None])
+def test_a_file_that_is_no_picture_is_named(refused_segment, pictures, key, content):
+    file = pictures / "bad.png"
+    file.write_bytes((pictures / "support.png").read_bytes()[:200] if content is None else content)  # truncated
+    message = refused_segment(f"{key}={file}")
+    assert str(file) in message and "replace the file" in message
+
+
+def test_a_mask_of_another_size_than_its_support_is_refused(refused_segment, pictures, square_mask):
+    Image.fromarray(square_mask(10, 20)).save(pictures / "mask.png")
+    message = refused_segment()
+    assert "mask.png is 10 x 20, its support picture 80 x 60" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "says"), [((0, 7), "holds the values 0, 7; give bool, {0, 1} or {0, 255}"), ((0, 1, 255), "0, 1, 255")]
+)
+def test_a_mask_that_is_neither_0_1_nor_0_255_is_refused(refused_segment, pictures, values, says):
+    mask = np.resize(np.array(values, np.uint8), (60, 80))
+    Image.fromarray(mask).save(pictures / "mask.png")
+    message = refused_segment()
+    assert "mask.png" in message and says in message
+
+
+def test_a_colour_picture_as_a_mask_is_refused(refused_segment, pictures):
+    assert "is a colour picture, not a mask" in refused_segment(f"mask={pictures / 'support.png'}")
+
+
+def test_a_folder_without_pictures_is_refused(refused_segment, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no pictures in this folder" in refused_segment(f"query={tmp_path / 'empty'}")
+
+
+def test_two_queries_of_one_name_are_refused(refused_segment, pictures, picture):
+    picture(5).save(pictures / "queries" / "one.jpg")
+    both = f"{pictures / 'queries' / 'one.jpg'},{pictures / 'queries' / 'one.png'}"
+    assert "two queries are named 'one'" in refused_segment(f"query={both}")
+
+
+def test_masks_and_earlier_results_in_a_folder_of_queries_are_no_queries(pictures, picture):
+    folder = pictures / "queries"
+    for name in ("photo.jpg", "photo.png", "photo_mask.png", "photo_overlay.jpg"):
+        picture(5).save(folder / name)
+    before = len(list(folder.glob("*.png"))) + len(list(folder.glob("*.jpg"))) - 4
+    found = find_queries(SegmentConfig(query=[str(folder)]))
+    assert "photo.jpg" in {file.name for file in found} and len(found) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("image_size=60", "image_size=60 is not a multiple of 8"),
+        ("threshold=2", "threshold=2.0 is not in [0, 1)"),
+        ("quary=a.jpg", "unknown key 'quary'; did you mean 'query'?"),
+        ("batch=0", "batch=0 must be at least 1"),
+        ("weight=none", "weight=none: no such folder"),
+        ("base=none", "base=none: no such folder"),
+    ],
+)
+def test_a_wrong_setting_is_refused(refused_segment, word, says):
+    assert says in refused_segment(word)
+
+
+def test_corrupt_weights_are_refused(refused_segment, own_weight):
+    file = own_weight / "unet" / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert str(file.parent) in refused_segment(f"weight={own_weight}")
+
+
+def test_a_full_disk_leaves_no_half_picture(refused, words, largest_file, tmp_path):
+    with largest_file(50):
+        assert "free some space" in refused(*words)
+    assert not any((tmp_path / "out").iterdir())

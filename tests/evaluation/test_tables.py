@@ -1,0 +1,528 @@
+"""Tables: our figures as computed from the episodes, beside the published ones, and runs that do not go together."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diffews
+from diffews.cli.main import main
+from diffews.data.registry import load_benchmark
+from diffews.evaluation.published import PUBLISHED
+
+pytest_plugins = ("benchmark_fixtures",)
+
+SCRIPT = Path(diffews.__file__).parent.parent / "scripts" / "reproduce_tables.sh"
+PAPER_TABLE_2 = """
+HSNet     37.2 44.1 42.4 41.3 41.2   45.9 53.0 51.8 47.1 49.5
+CyCTR     38.9 43.0 39.6 39.8 40.3   41.1 48.9 45.2 47.0 45.6
+VAT       39.0 43.8 42.6 39.7 41.3   44.1 51.1 50.2 46.1 47.9
+BAM       43.4 50.6 47.5 43.4 46.2   49.3 54.2 51.6 49.6 51.2
+DCAMA     49.5 52.7 52.8 48.7 50.9   55.4 60.3 59.9 57.5 58.3
+HDMNet    43.8 55.3 51.6 49.4 50.0   50.6 61.6 55.7 56.0 56.0
+DiffewS   47.7 56.4 51.9 48.7 51.2   52.0 63.0 54.5 54.3 56.0
+DiffewS-n 47.1 56.6 53.8 48.3 52.2   57.3 66.5 60.3 58.8 60.7
+"""
+PAPER_TABLE_1 = {
+    ("SegGPT", "coco20i"): (56.1, 67.9),
+    ("SegGPT", "pascal5i"): (83.2, 89.8),
+    ("SegGPT", "lvis92i"): (18.6, 25.4),
+    ("Matcher", "coco20i"): (52.7, 60.7),
+    ("Matcher", "pascal5i"): (67.9, 75.6),
+    ("Matcher", "lvis92i"): (33.0, 40.0),
+    ("DiffewS", "coco20i"): (71.3, 72.2),
+    ("DiffewS", "pascal5i"): (88.3, 87.8),
+    ("DiffewS", "lvis92i"): (31.4, 35.4),
+}
+QUOTED_BY_SANSA = {
+    ("lvis92i", "strict"): (33.9, 43.7),
+    ("fss1000", "strict"): (90.2, 90.6),
+    ("fss1000", "in-context"): (87.8, 88.0),
+    ("pascal_part", "in-context"): (34.0,),
+    ("paco_part", "in-context"): (22.8,),
+}
+
+
+# ---- published figures ----
+
+
+def test_table_2_is_the_papers():
+    rows = [line.split() for line in PAPER_TABLE_2.split("\n") if line]
+    own = [entry for entry in PUBLISHED if (entry.benchmark, entry.setting) == ("coco20i", "strict")]
+    assert [entry.method for entry in own] == [row[0] for row in rows]
+    for entry, row in zip(own, rows, strict=True):
+        figures = [float(cell) for cell in row[1:]]
+        assert entry.figures == {1: (tuple(figures[:4]), figures[4]), 5: (tuple(figures[5:9]), figures[9])}
+        assert "2410.02369" in entry.source and "table 2" in entry.source
+
+
+def test_table_1_is_the_papers():
+    own = [e for e in PUBLISHED if e.setting == "in-context" and "table 1" in e.source]
+    assert {(e.method, e.benchmark): tuple(mean for _, mean in e.figures.values()) for e in own} == PAPER_TABLE_1
+    assert all(tuple(e.figures) == (1, 5) and "2410.02369" in e.source for e in own)
+
+
+def test_figures_that_a_later_paper_quotes_name_that_paper():
+    own = [e for e in PUBLISHED if "2505.21795" in e.source]
+    assert {(e.benchmark, e.setting): tuple(mean for _, mean in e.figures.values()) for e in own} == QUOTED_BY_SANSA
+    assert {e.method for e in own} == {"DiffewS"}
+    assert len(PUBLISHED) == len(own) + len(PAPER_TABLE_1) + 8
+
+
+def test_a_printed_mean_that_does_not_follow_from_its_folds_has_a_note():
+    off = [
+        (e.method, shots)
+        for e in PUBLISHED
+        for shots, (folds, mean) in e.figures.items()
+        if folds and abs(np.mean(folds) - mean) > 0.0501
+    ]
+    assert off == [("DiffewS-n", 1)]
+    noted = [e for e in PUBLISHED if e.note]
+    assert [e.method for e in noted] == ["DiffewS-n"]
+    assert "52.2" in noted[0].note and "51.45" in noted[0].note
+
+
+# ---- runs ----
+
+
+@pytest.fixture(scope="module")
+def weights(weight, tmp_path_factory):
+    """Four weight dirs, named as the released ones are."""
+    folder = tmp_path_factory.mktemp("weights")
+    for fold in range(4):
+        shutil.copytree(weight, folder / f"coco_fold{fold}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(weights, base, coco, tmp_path_factory):
+    """evaluated(fold, shots, *words): the folder of a finished evaluation, made once; never written to."""
+    made = {}
+
+    def call(fold, shots=1, *words):
+        key = (fold, shots, *words)
+        if key not in made:
+            out = tmp_path_factory.mktemp("run") / f"coco20i_fold{fold}_{shots}shot"
+            keys = {"base": base, "data": coco, "image_size": 32, "workers": 0, "episodes": 3, "shots": shots}
+            keys |= {"weight": weights / f"coco_fold{fold}", "out": out}
+            keys |= dict(word.split("=", 1) for word in words)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                assert main(["eval", *(f"{name}={value}" for name, value in keys.items())]) == 0
+            made[key] = out
+        return made[key]
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def four_folds(evaluated):
+    return [evaluated(fold) for fold in range(4)]
+
+
+@pytest.fixture
+def table(run):
+    """table(folders, *words): what the command prints."""
+
+    def call(folders, *words):
+        outcome = run("table", f"runs={','.join(map(str, folders))}", *words)
+        assert (outcome.code, outcome.err) == (0, ""), outcome
+        return outcome.out
+
+    return call
+
+
+@pytest.fixture
+def refused_table(refused):
+    return lambda *folders: refused("table", f"runs={','.join(map(str, folders))}")
+
+
+def rows(markdown):
+    """First cell -> the other cells, of the one table in the text."""
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in cells}) == 1 and len({row[0] for row in cells}) == len(cells)
+    return {row[0]: row[1:] for row in cells}
+
+
+def by_hand(folder):
+    """mIoU in percent, and its 1000 bootstrap resamples, from the lines of episodes.jsonl alone."""
+    lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    fold = int(folder.name[len("coco20i_fold")])
+
+    def iou(own):
+        return sum(e["inter"][1] for e in own) / max(sum(e["union"][1] for e in own), 1)
+
+    classes = [[line for line in lines if line["class_id"] == class_id] for class_id in range(fold, 80, 4)]
+    generator, resamples = np.random.default_rng(0), np.zeros(1000)
+    for own in filter(None, classes):  # drawn within each class
+        resamples += [iou([own[i] for i in drawn]) for drawn in generator.integers(len(own), size=(1000, len(own)))]
+    return 100 * sum(map(iou, classes)) / 20, 100 * resamples / 20
+
+
+def cell(value, samples):
+    return f"{value:.1f} [{np.percentile(samples, 2.5):.1f}, {np.percentile(samples, 97.5):.1f}]"
+
+
+# ---- our figures ----
+
+
+def test_folds_mean_and_intervals_are_those_of_the_episodes(table, four_folds):
+    hand = [by_hand(folder) for folder in four_folds]
+    mean, samples = np.mean([miou for miou, _ in hand]), np.mean([samples for _, samples in hand], axis=0)
+    assert all(miou > 0 for miou, _ in hand) and any(np.ptp(samples) > 0 for _, samples in hand)
+    text = table(four_folds)
+    found = rows(text)
+    assert found["method"] == [*(f"1-shot F{fold}" for fold in range(4)), "1-shot mean", "source"]
+    assert found["coco (ours)"] == [*(cell(*one) for one in hand), cell(mean, samples), "measured here"]
+
+    theirs = [47.7, 56.4, 51.9, 48.7, 51.2]
+    ours = [*(miou for miou, _ in hand), mean]
+    differences = [f"{a - b:+.1f}" for a, b in zip(ours, theirs, strict=True)]
+    assert found["coco minus DiffewS, strict"] == [*differences, "difference"]
+    assert found["coco minus DiffewS, in-context"] == [*[""] * 4, f"{mean - 71.3:+.1f}", "difference"]
+    assert found["coco minus DiffewS-n, strict"][4] == f"{mean - 52.2:+.1f}"
+    assert not any(name.startswith("coco minus HSNet") for name in found)
+
+
+def test_quoted_rows_are_marked_with_their_source(table, four_folds):
+    text = table(four_folds)
+    found = rows(text)
+    source = "DiffewS paper (arXiv 2410.02369), table 2"
+    assert found["HSNet, strict"] == ["37.2", "44.1", "42.4", "41.3", "41.2", source]
+    assert found["SegGPT, in-context"] == [*[""] * 4, "56.1", "DiffewS paper (arXiv 2410.02369), table 1"]
+    assert found["DiffewS-n, strict"][4] == "52.2" and "51.45" in text
+    assert "3 episodes a fold, image size 32" in text and "95 % bootstrap" in text and "quoted" in text
+    assert [name for name in found if name.endswith("(ours)")] == ["coco (ours)"]
+
+
+def test_shots_stand_side_by_side_and_a_missing_fold_leaves_the_mean_empty(table, evaluated):
+    found = rows(table([evaluated(0), evaluated(2), evaluated(0, 5)]))
+    shots = [[*(f"{n}-shot F{fold}" for fold in range(4)), f"{n}-shot mean"] for n in (1, 5)]
+    assert found["method"] == [*shots[0], *shots[1], "source"]
+    ours = found["coco (ours)"]
+    hand = {n: by_hand(evaluated(*n)) for n in [(0, 1), (2, 1), (0, 5)]}
+    assert ours[:5] == [cell(*hand[0, 1]), "", cell(*hand[2, 1]), "", ""]
+    assert ours[5:10] == [cell(*hand[0, 5]), "", "", "", ""]
+    difference = found["coco minus DiffewS, strict"]
+    assert [bool(text) for text in difference[:10]] == [bool(text) for text in ours[:10]]
+    assert difference[5] == f"{hand[0, 5][0] - 52.0:+.1f}"
+    assert found["DiffewS, strict"][4:10] == ["51.2", "52.0", "63.0", "54.5", "54.3", "56.0"]
+
+
+def test_the_order_of_the_runs_changes_nothing(table, evaluated):
+    assert table([evaluated(2), evaluated(0)]) == table([evaluated(0), evaluated(2)])
+
+
+def test_a_setting_chooses_the_published_rows(table, evaluated):
+    published = {s: set(rows(table([evaluated(0)], f"setting={s}"))) for s in ("strict", "in-context", "all")}
+    assert published["strict"] | published["in-context"] == published["all"]
+    assert published["strict"] & published["in-context"] == {"method", "coco (ours)"}
+    assert "HSNet, strict" in published["strict"] and "Matcher, in-context" in published["in-context"]
+
+
+def test_every_weight_dir_has_its_own_row_and_every_benchmark_its_own_table(
+    table, evaluated, weights, bench, tmp_path
+):
+    other = shutil.copytree(weights / "coco_fold0", tmp_path / "other_fold0")
+    again = evaluated(0, 1, f"weight={other}")
+    lvis = evaluated(0, 1, "benchmark=lvis92i", f"data={bench}")
+    text = table([evaluated(0), again, lvis])
+    first, second = re.split(r"\n\n(?=### )", text)
+    assert first.startswith("### coco20i\n") and second.startswith("### lvis92i\n")
+    found = rows(first)
+    assert found["other (ours)"] == found["coco (ours)"]
+    found = rows(second)
+    assert found["method"] == [*(f"1-shot F{fold}" for fold in range(10)), "1-shot mean", "source"]
+    assert found["DiffewS, strict"] == [*[""] * 10, "33.9", "quoted for DiffewS by SANSA (arXiv 2505.21795)"]
+    assert found["Matcher, in-context"][10] == "33.0" and found["coco (ours)"][10] == ""
+
+
+def test_rows_of_other_sizes_say_their_own(table, evaluated, weights, tmp_path):
+    other = shutil.copytree(weights / "coco_fold0", tmp_path / "small_fold0")
+    text = table([evaluated(0), evaluated(0, 1, f"weight={other}", "image_size=64")])
+    assert "image size 64" in text and "image size 32" in text
+
+
+# ---- formats ----
+
+
+def test_csv_holds_the_same_cells(table, evaluated):
+    folders = [evaluated(0), evaluated(2)]
+    lines = list(csv.reader(io.StringIO(table(folders, "format=csv"))))
+    assert {line[0] for line in lines[1:]} == {"coco20i"} and lines[0][0] == "benchmark"
+    assert {line[1]: line[2:] for line in lines} == rows(table(folders))
+
+
+def test_latex_holds_the_same_cells_escaped(table, evaluated, weights, tmp_path):
+    other = shutil.copytree(weights / "coco_fold0", tmp_path / "my_own_fold0")
+    folders = [evaluated(0, 1, f"weight={other}")]
+    text = table(folders, "format=latex")
+    body = text.split("\\toprule\n")[1].split("\n\\bottomrule")[0].replace("\\midrule\n", "")
+    lines = [line.removesuffix(" \\\\") for line in body.splitlines()]
+    assert all(line.endswith(" \\\\") for line in body.splitlines())
+    cells = [[re.sub(r"\\([&%_#])", r"\1", c.strip()) for c in re.split(r"(?<!\\)&", line)] for line in lines]
+    assert {row[0]: row[1:] for row in cells} == rows(table(folders))
+    assert "my\\_own (ours)" in body and not re.search(r"(?<!\\)[_%#]", body)
+    columns = re.search(r"\\begin{tabular}{([lr]+)}", text)[1]
+    assert len(columns) == len(cells[0])
+    assert all(line.startswith("%") for line in text.split("\\end{tabular}\n")[1].splitlines())
+
+
+def test_an_unknown_format_or_setting_is_refused(refused, evaluated):
+    assert "format='markdown'" in refused("table", f"runs={evaluated(0)}", "format=markdown")
+    assert "setting='loose'" in refused("table", f"runs={evaluated(0)}", "setting=loose")
+    assert "runs= is missing" in refused("table")
+
+
+# ---- runs that do not go together ----
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("image_size=64", "image_size: 32 and 64"),
+        ("threshold=0.3", "threshold: 0.25 and 0.3"),
+        ("threshold_rule=paper", "threshold_rule: reference and paper"),
+        ("dtype=bf16", "dtype: fp32 and bf16"),
+        ("episodes=2", "episodes: 3 and 2"),
+    ],
+)
+def test_runs_of_other_protocols_are_refused_naming_the_key(refused_table, evaluated, word, says):
+    folders = [evaluated(0), evaluated(1, 1, word)]
+    message = refused_table(*folders)
+    assert says in message and all(str(folder) in message for folder in folders)
+
+
+def test_runs_of_different_shots_must_agree_too(refused_table, evaluated):
+    assert "image_size: 32 and 64" in refused_table(evaluated(0), evaluated(0, 5, "image_size=64"))
+
+
+def test_the_published_list_and_another_one_are_not_averaged(refused_table, evaluated, coco, tmp_path):
+    shown = load_benchmark("coco20i", tmp_path, fold=0, episodes=3)
+    donor = coco / "COCO2014"
+    image = next((donor / "val2014").iterdir())
+    for episode in shown.episodes:  # any picture will do under the published names
+        for sample in (episode.query, *episode.supports):
+            for source, target in zip(
+                (image, (donor / "annotations" / "val2014" / image.name).with_suffix(".png")),
+                shown.benchmark.files(sample),
+                strict=True,
+            ):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+    published = evaluated(0, 1, f"data={tmp_path}", "splits=builtin")
+    message = refused_table(published, evaluated(1))
+    assert "list: published and not the published one" in message
+
+
+@pytest.mark.parametrize("how", ["drawn_shots", "episodes_file"])
+def test_lists_that_were_made_differently_are_not_averaged(run, refused_table, evaluated, coco, tmp_path, how):
+    word = "drawn_shots=3"
+    if how == "episodes_file":
+        file = tmp_path / "list.json"
+        assert run("episodes", f"data={coco}", "fold=1", "shots=1", "episodes=50", f"save={file}").code == 0
+        content = json.loads(file.read_text())
+        drawn = load_benchmark("coco20i", coco, fold=1, episodes_file=file).episodes
+        drawn[30:33].save(file)
+        assert json.loads(file.read_text()) != content
+        word = f"episodes_file={file}"
+    assert "list" in refused_table(evaluated(0), evaluated(1, 1, word))
+
+
+def test_the_same_run_twice_is_refused(refused_table, evaluated):
+    copy = evaluated(0, 1, "batch=2")
+    message = refused_table(evaluated(0), copy)
+    assert "the same weights, fold and shots" in message and str(copy) in message
+    assert "give one" in refused_table(evaluated(0), evaluated(0))
+
+
+@pytest.fixture
+def own_run(evaluated, tmp_path):
+    return shutil.copytree(evaluated(0), tmp_path / "own" / "coco20i_fold0_1shot")
+
+
+def test_an_unfinished_run_is_refused(refused_table, own_run):
+    (own_run / "result.json").unlink()
+    assert str(own_run) in refused_table(own_run)
+    shutil.rmtree(own_run)
+    assert str(own_run) in refused_table(own_run)
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_run_that_lost_episodes_is_refused(refused_table, own_run, kept):
+    file = own_run / "episodes.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:kept]))
+    assert str(own_run) in refused_table(own_run)
+    file.unlink()
+    assert str(own_run) in refused_table(own_run)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda result: result.pop("miou"),
+        lambda result: result.pop("config"),
+        lambda result: result.update(config=None),
+        lambda result: result.update(class_ids=None),
+        lambda result: result.update(benchmark="mine"),
+        lambda result: result.update(episodes="six"),
+    ],
+)
+def test_a_damaged_result_is_refused(refused_table, own_run, change, damage):
+    change(own_run / "result.json", damage)
+    assert str(own_run) in refused_table(own_run)
+
+
+def test_a_truncated_result_or_record_is_refused(refused_table, own_run):
+    for name in ("episodes.jsonl", "result.json"):
+        file = own_run / name
+        file.write_bytes(file.read_bytes()[:-40])
+        assert str(own_run) in refused_table(own_run)
+
+
+def test_a_run_of_the_shipped_weights_has_a_name(run, table, weights, base, coco, tmp_path, monkeypatch):
+    shutil.copytree(weights / "coco_fold0", tmp_path / "weight" / "tiny" / "shapes_fold0")
+    monkeypatch.setattr("diffews.cli.commands.CHECKOUT", tmp_path)  # where the shipped weights lie
+    words = [f"base={base}", f"data={coco}", "image_size=64", "episodes=2", "workers=0", f"out={tmp_path / 'out'}"]
+    assert run("eval", *words).code == 0
+    assert "shapes (ours)" in rows(table([tmp_path / "out"]))
+
+
+# ---- reproduce_tables.sh ----
+
+
+def script(*words, python, **options):
+    environment = {**os.environ, "PYTHON": str(python), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), *map(str, words)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+        **options,
+    )
+
+
+def planned(*words, python="echo"):
+    """What the script would run; echo in the place of python prints what it is given."""
+    process = script(*words, python=python)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, [line for line in err.splitlines() if line.startswith("-m diffews eval ")]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Empty folders where weights and data would lie."""
+    for name in [f"coco_fold{fold}" for fold in range(4)] + ["incontext"]:
+        (tmp_path / "weights" / name).mkdir(parents=True)
+    for name in ("COCO2014", "VOC2012", "LVIS"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    return tmp_path
+
+
+def script_words(folders):
+    return [f"weights={folders / 'weights'}", f"data={folders / 'data'}", f"out={folders / 'out'}"]
+
+
+def test_the_script_runs_every_fold_and_shot_of_tables_1_and_2(folders):
+    code, out, calls = planned(*script_words(folders), "episodes=7")
+    assert code == 0 and "missing" not in out
+    runs = []
+    for call in calls:
+        keys = dict(word.split("=", 1) for word in call.split()[3:])
+        assert keys["episodes"] == "7" and keys["data"] == str(folders / "data")
+        runs.append((Path(keys["weight"]).name, keys["benchmark"], int(keys["fold"]), int(keys["shots"])))
+    strict = {(f"coco_fold{fold}", "coco20i", fold, shots) for fold in range(4) for shots in (1, 5)}
+    plan = {"coco20i": 4, "pascal5i": 4, "lvis92i": 10}
+    incontext = {("incontext", name, f, n) for name, folds in plan.items() for f in range(folds) for n in (1, 5)}
+    assert set(runs) == strict | incontext and len(runs) == 8 + 36
+    assert len({dict(word.split("=", 1) for word in call.split()[3:])["out"] for call in calls}) == len(calls)
+
+    tables = [line for line in out.splitlines() if line.startswith("-m diffews table ")]
+    assert [re.search("setting=(.*?) ", line)[1] for line in tables] == ["strict", "in-context"]
+    assert [len(line.split("runs=")[1].split(",")) for line in tables] == [8, 36]
+    assert out.index("Table 2") < out.index(tables[0]) < out.index("Table 1") < out.index(tables[1])
+
+
+def test_the_script_says_what_is_missing(folders):
+    (folders / "weights" / "coco_fold2").rmdir()
+    (folders / "data" / "LVIS").rmdir()
+    code, out, calls = planned(*script_words(folders))
+    assert code == 0 and len(calls) == 6 + 16
+    for name in ("weights/coco_fold2", "data/LVIS"):
+        assert f"missing, so left out: {folders / name}\n" in out
+    shutil.rmtree(folders / "weights" / "incontext")
+    code, out, calls = planned(*script_words(folders))
+    assert code == 0 and len(calls) == 6 and f"missing, so left out: {folders / 'weights' / 'incontext'}\n" in out
+    assert "Table 1" not in out
+
+
+def test_the_script_says_that_the_pictures_are_missing(folders):
+    (folders / "data" / "COCO2014").rmdir()
+    code, out, calls = planned(*script_words(folders))
+    assert code == 0 and not any("benchmark=coco20i" in call for call in calls)
+    assert out.count(f"missing, so left out: {folders / 'data' / 'COCO2014'}\n") == 1
+
+
+def test_the_script_has_nothing_to_do_without_weights(folders):
+    shutil.rmtree(folders / "weights")
+    code, out, calls = planned(*script_words(folders))
+    assert code == 2 and not calls and out.count("missing, so left out: ") == 5
+
+
+def test_the_script_goes_on_after_a_run_that_failed_and_names_it(folders, tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *coco_fold1*shots=5*) exit 2 ;; esac\necho "$@"\n')
+    python.chmod(0o755)
+    _, out, calls = planned(*script_words(folders), python=python)
+    assert len(calls) == 43
+    strict = next(line for line in out.splitlines() if "setting=strict" in line)
+    assert len(strict.split("runs=")[1].split(",")) == 7 and "coco20i_fold1_5shot" not in strict
+    assert any("coco20i_fold1_5shot" in line for line in out.splitlines() if not line.startswith("-m "))
+
+
+@pytest.mark.slow
+def test_the_script_goes_on_after_an_interruption_and_refuses_another_size(weights, base, coco, tmp_path):
+    for fold in (0, 1):
+        shutil.copytree(weights / f"coco_fold{fold}", tmp_path / "weights" / f"coco_fold{fold}")
+    out = tmp_path / "out"
+    words = [f"weights={tmp_path / 'weights'}", f"data={coco}", f"out={out}", f"base={base}", "episodes=2"]
+    words += ["image_size=64", "workers=0"]
+    process = script(*words, python=sys.executable)
+    first = out / "coco_fold0" / "coco20i_fold0_1shot"
+    while not (first / "result.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches the script and what it runs
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not (out / "coco_fold1" / "coco20i_fold1_5shot" / "result.json").exists()
+    records = (first / "episodes.jsonl").read_bytes()
+
+    process = script(*words, python=sys.executable)
+    printed, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert (first / "episodes.jsonl").read_bytes() == records and len(records.splitlines()) == 2
+    found = rows(printed)
+    ours = found["coco (ours)"]
+    assert [bool(text) for text in ours[:10]] == [True, True, False, False, False] * 2
+    assert found["coco minus DiffewS, strict"][0].startswith(("-", "+"))
+    for name in ("coco_fold2", "coco_fold3", "incontext"):
+        assert f"missing, so left out: {tmp_path / 'weights' / name}" in printed
+
+    process = script(*[word for word in words if "image_size" not in word], "image_size=32", python=sys.executable)
+    printed, err = process.communicate(timeout=300)
+    assert process.returncode != 0 and "(ours)" not in printed
+    assert "image_size: 64 there, 32 now" in err
