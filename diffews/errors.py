@@ -1,7 +1,8 @@
 """The one exception that means: the input is wrong, and here is what to do."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -16,6 +17,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the known word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, for one-line messages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def refuse(what: str, *kinds: type[Exception], cure: str = "") -> Iterator[None]:
+    """Turns an error of these kinds (any, if none is named) into one line: what, why, cure."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds or (Exception,) as error:  # noqa: B030
+        raise InputError(f"{what} ({first_line(error)})" + (f"; {cure}" if cure else "")) from error
 
 
 def returned(function: Callable[[Any], Any], item: Any) -> Any:

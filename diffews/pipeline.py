@@ -15,7 +15,13 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from diffews.errors import InputError
-from diffews.images.masks import binary_mask, check_threshold, quantize, resize_mask, scores_and_limit
+from diffews.images.masks import (
+    binary_mask,
+    check_threshold,
+    quantize,
+    resize_mask,
+    scores_and_limit,
+)
 from diffews.images.tensors import (
     ImageInput,
     as_list,
@@ -27,15 +33,10 @@ from diffews.images.tensors import (
     to_pixels,
 )
 from diffews.models.attention import SupportBank, TextKeys
+from diffews.models.find import latent_factor, resolve, write_record
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
-from diffews.models.weights import (
-    latent_factor,
-    load_text,
-    resolve,
-    save_text,
-    write_record,
-)
+from diffews.models.weights import load_text, save_text
 from diffews.variants import Variant
 from diffews.variants.injection import Support, pool_mask
 

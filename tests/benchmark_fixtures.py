@@ -51,7 +51,9 @@ def to_json() -> Callable[[Path], Path]:
 
     def call(file: Path) -> Path:
         written = file.with_suffix(".json")
-        written.write_text(json.dumps(pickle.loads(file.read_bytes()), default=bytes.decode))  # counts are bytes
+        written.write_text(
+            json.dumps(pickle.loads(file.read_bytes()), default=bytes.decode)
+        )  # counts are bytes
         file.unlink()
         return written
 
@@ -76,7 +78,9 @@ def refused_list(refused, tmp_path) -> Callable[..., str]:
 
     def call(benchmark: str, data: Path, *words: object) -> str:
         file = tmp_path / "list.json"
-        message = refused("episodes", f"benchmark={benchmark}", f"data={data}", "fold=0", f"save={file}", *words)
+        message = refused(
+            "episodes", f"benchmark={benchmark}", f"data={data}", "fold=0", f"save={file}", *words
+        )
         assert not file.exists()
         return message
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub: no test reaches for the network
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before the first import of huggingface_hub: no test reaches for the network
+)
 
 import diffusers
 import numpy as np
@@ -76,7 +78,9 @@ def expected() -> Callable[[str], SimpleNamespace]:
 
     def read(name: str) -> SimpleNamespace:
         file = DATA / "expected" / name
-        arrays = dict(np.load(file.with_suffix(".npz"))) if file.with_suffix(".npz").exists() else {}
+        arrays = (
+            dict(np.load(file.with_suffix(".npz"))) if file.with_suffix(".npz").exists() else {}
+        )
         return SimpleNamespace(json=json.loads(file.with_suffix(".json").read_text()), npz=arrays)
 
     return read
@@ -224,7 +228,11 @@ def refused(run, caplog) -> Callable[..., str]:
         outcome = run(*words)
         assert outcome.code == 2, outcome
         assert outcome.out == ""
-        lines = [line for line in outcome.err.splitlines() if line.strip() and "%|" not in line and "?it" not in line]
+        lines = [
+            line
+            for line in outcome.err.splitlines()
+            if line.strip() and "%|" not in line and "?it" not in line
+        ]
         assert len(lines) == 1, outcome.err  # beside the progress bar's
         assert lines[0].startswith("diffews: error: ")
         assert not caplog.messages  # which diffusers' and transformers' loggers would print, too
@@ -236,7 +244,14 @@ def refused(run, caplog) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def golden_words(weight, base, coco) -> list[str]:
     """The command line of the golden evaluation, fold 0 and 1-shot; `out` and `episodes` are still to be said."""
-    return ["eval", f"weight={weight}", f"base={base}", f"data={coco}", f"image_size={SIZE}", "workers=0"]
+    return [
+        "eval",
+        f"weight={weight}",
+        f"base={base}",
+        f"data={coco}",
+        f"image_size={SIZE}",
+        "workers=0",
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -31,26 +31,36 @@ def bank(pipe, picture, square_mask):
 # ---- the reference's numbers ----
 
 
-@pytest.mark.parametrize(("name", "fold", "shots"), [("eval_coco_fold0_1shot", 0, 1), ("eval_coco_fold3_5shot", 3, 5)])
+@pytest.mark.parametrize(
+    ("name", "fold", "shots"), [("eval_coco_fold0_1shot", 0, 1), ("eval_coco_fold3_5shot", 3, 5)]
+)
 @torch.no_grad()
 def test_raw_predictions_are_those_of_the_reference(pipe, coco, expected, name, fold, shots):
     golden = expected(name).npz["raw"]
     data = load_benchmark("coco20i", coco, fold=fold, shots=shots, image_size=64)
     for i, want in enumerate(golden):
         episode = data[i]
-        supports, masks = torch.from_numpy(episode.support_images), torch.from_numpy(episode.support_masks)
+        supports, masks = (
+            torch.from_numpy(episode.support_images),
+            torch.from_numpy(episode.support_masks),
+        )
         rgb = pipe.predict_rgb(
-            torch.from_numpy(episode.query_image)[None], pipe.encode_support_tensors(supports, masks, shots)
+            torch.from_numpy(episode.query_image)[None],
+            pipe.encode_support_tensors(supports, masks, shots),
         )
         assert rgb.dtype == torch.uint8 and rgb.shape == (1, 3, 64, 64)
         difference = np.abs(rgb[0].permute(1, 2, 0).numpy().astype(int) - want)
-        assert difference.max() <= 1 and (difference > 0).mean() < 0.01  # truncation on a rounding edge
+        assert (
+            difference.max() <= 1 and (difference > 0).mean() < 0.01
+        )  # truncation on a rounding edge
 
 
 def test_pictures_give_the_masks_of_the_golden_evaluation(pipe, coco, expected):
     data = load_benchmark("coco20i", coco, fold=0, shots=1, episodes=4)
     for i, episode in enumerate(data.episodes):
-        supports = [data.benchmark.decode(support, episode.class_id) for support in episode.supports]
+        supports = [
+            data.benchmark.decode(support, episode.class_id) for support in episode.supports
+        ]
         query = data.benchmark.decode(episode.query, episode.class_id).image
         made = pipe.encode_support([s.image for s in supports], [s.mask for s in supports])
         mask = pipe(query, made, own_size=False).masks[0]
@@ -91,7 +101,9 @@ def test_a_float_picture_of_another_size_is_resized_much_like_a_file(pipe, pictu
     image, other = picture(2, 90, 70), picture(3, 90, 70)
     want, resized = pipe(image, bank), pipe(normalize(np.asarray(image)), bank)
     assert resized.masks[0].shape == (70, 90)
-    rounding = np.abs(resized.scores[0] - want.scores[0]).mean()  # PIL resizes in 8 bits; random weights exaggerate it
+    rounding = np.abs(
+        resized.scores[0] - want.scores[0]
+    ).mean()  # PIL resizes in 8 bits; random weights exaggerate it
     assert rounding < np.abs(pipe(other, bank).scores[0] - want.scores[0]).mean() / 4
 
 
@@ -130,7 +142,9 @@ def test_shots_come_as_a_list_or_as_one_array(pipe, picture, square_mask):
             assert torch.equal(key, other)
 
 
-def test_a_call_with_support_pictures_equals_a_call_with_their_bank(pipe, picture, square_mask, bank):
+def test_a_call_with_support_pictures_equals_a_call_with_their_bank(
+    pipe, picture, square_mask, bank
+):
     want = pipe(picture(2), bank)
     got = pipe(picture(2), support_images=picture(1), support_masks=square_mask())
     assert np.array_equal(got.scores[0], want.scores[0])
@@ -139,7 +153,9 @@ def test_a_call_with_support_pictures_equals_a_call_with_their_bank(pipe, pictur
 def test_one_bank_serves_many_queries(pipe, picture, bank):
     queries = [picture(2), picture(3, 80, 50), picture(2)]
     output = pipe(queries, bank)
-    assert isinstance(output, diffews.DiffewsOutput) and len(output.masks) == len(output.scores) == 3
+    assert (
+        isinstance(output, diffews.DiffewsOutput) and len(output.masks) == len(output.scores) == 3
+    )
     for query, mask in zip(queries, output.masks, strict=True):
         assert np.array_equal(mask, pipe(query, bank).masks[0])
 
@@ -158,15 +174,25 @@ def test_no_query_gives_no_mask(pipe, bank):
 
 def test_each_query_with_its_own_support_equals_separate_calls(pipe, picture, square_mask):
     queries = [picture(2), picture(3, 90, 70), picture(4)]
-    images = [[picture(10), picture(11)], [picture(12), picture(13, 50, 60)], [picture(14), picture(15)]]
+    images = [
+        [picture(10), picture(11)],
+        [picture(12), picture(13, 50, 60)],
+        [picture(14), picture(15)],
+    ]
     masks = [[square_mask(*image.size) for image in support] for support in images]
     sets = pipe.encode_support(images, masks)
     assert (sets.batch, sets.shots) == (3, 2)
-    alone = [pipe(query, pipe.encode_support(*s)) for query, *s in zip(queries, images, masks, strict=True)]
+    alone = [
+        pipe(query, pipe.encode_support(*s))
+        for query, *s in zip(queries, images, masks, strict=True)
+    ]
     for batch in (1, 2, 3):
         together = pipe(queries, sets, batch=batch)
         for i in range(3):
-            assert flips(together.masks[i], alone[i].masks[0]) <= 2 * FLIPS, (batch, i)  # own sizes up to 90 x 70
+            assert flips(together.masks[i], alone[i].masks[0]) <= 2 * FLIPS, (
+                batch,
+                i,
+            )  # own sizes up to 90 x 70
             np.testing.assert_allclose(together.scores[i], alone[i].scores[0], atol=0.02)
 
 
@@ -198,7 +224,9 @@ def test_masks_at_the_working_size_on_request(pipe, picture, bank):
 
 
 def decoded(pipe, query, bank):
-    pixels = normalize(np.asarray(query.resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1))
+    pixels = normalize(
+        np.asarray(query.resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    )
     return pipe.predict_rgb(torch.from_numpy(pixels)[None], bank).float() / 255  # [1, 3, 64, 64]
 
 
@@ -208,7 +236,11 @@ def test_scores_and_thresholds_at_the_querys_own_size(pipe, picture, bank, size)
     query = picture(2, *size)
     rgb = decoded(pipe, query, bank)
     peaks = {"reference": rgb.max(), "paper": rgb.mean(1).max(), "absolute": 1}  # before the resize
-    own = torch.nn.functional.interpolate(rgb, size=size[::-1], mode="bilinear") if size != (64, 64) else rgb
+    own = (
+        torch.nn.functional.interpolate(rgb, size=size[::-1], mode="bilinear")
+        if size != (64, 64)
+        else rgb
+    )
     score = own.mean(1)[0].numpy()
     for rule, peak in peaks.items():
         output = pipe(query, bank, threshold=0.4, threshold_rule=rule)
@@ -260,7 +292,10 @@ def test_a_support_mask_that_does_not_fit_is_refused(pipe, picture, mask, says):
         (np.zeros((64, 64), np.uint8), "a picture of shape"),
         (np.zeros((64, 64, 4), np.uint8), "a picture of shape"),
         (np.zeros((64, 64, 3), np.int64), "a picture of int64"),
-        (np.full((64, 64, 3), 200.0), r"a picture of float64 in \[200.0, 200.0\]; give uint8 or float in \[-1, 1\]"),
+        (
+            np.full((64, 64, 3), 200.0),
+            r"a picture of float64 in \[200.0, 200.0\]; give uint8 or float in \[-1, 1\]",
+        ),
         (np.full((64, 64, 3), np.nan), r"float in \[-1, 1\]"),
     ],
 )

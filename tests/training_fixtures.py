@@ -36,7 +36,15 @@ def tiny_base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def train_words(tiny_base, few_shapes) -> list[str]:
     """The command line of a run of four steps, two episodes each; `out` is still to be said."""
-    words = ["fold=0", "shots=2", f"image_size={SIDE}", f"steps={STEPS}", "batch=2", "accumulate=1", "lr=1e-3"]
+    words = [
+        "fold=0",
+        "shots=2",
+        f"image_size={SIDE}",
+        f"steps={STEPS}",
+        "batch=2",
+        "accumulate=1",
+        "lr=1e-3",
+    ]
     words += ["device=cpu", "dtype=fp32", "workers=0", "checkpointing=false"]
     return ["train", f"base={tiny_base}", f"data={few_shapes}", *words]
 
@@ -72,7 +80,9 @@ def trainer(train_words, tmp_path) -> Callable[..., Trainer]:
     def make(*words: str, out: str = "trainer") -> Trainer:
         reset_accelerate()
         config = load(TrainConfig, [*train_words[1:], f"out={tmp_path / out}", *words])
-        benchmark = open_benchmark(config.benchmark, config.data, config.fold or 0, "train", config.splits)
+        benchmark = open_benchmark(
+            config.benchmark, config.data, config.fold or 0, "train", config.splits
+        )
         return Trainer(config, benchmark, Path(str(config.base)))
 
     return make

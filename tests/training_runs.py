@@ -22,7 +22,9 @@ from diffews.training.step import StepInput
 
 SIDE = 32  # pixels; latents are 8 x 8
 STEPS = 4
-ENCODER = Path(__file__).parent.parent / "weight" / "tiny" / "base" / "image_encoder" / "config.json"
+ENCODER = (
+    Path(__file__).parent.parent / "weight" / "tiny" / "base" / "image_encoder" / "config.json"
+)
 
 
 def reset_accelerate() -> None:
@@ -68,7 +70,9 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
 
 
 def log_lines(out: Path) -> list[SimpleNamespace]:
-    return [SimpleNamespace(**json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [
+        SimpleNamespace(**json.loads(line)) for line in (out / "log.jsonl").read_text().splitlines()
+    ]
 
 
 def checkpoints(out: Path) -> list[str]:
@@ -78,4 +82,7 @@ def checkpoints(out: Path) -> list[str]:
 def batches_of(run) -> list:
     """The micro-batches of a trainer, from the first on, read from the disk."""
     source = PixelSource(run.benchmark, run.config.image_size)
-    return [run.reader(source).read(micro_step) for micro_step in range(run.config.steps * run.config.accumulate)]
+    return [
+        run.reader(source).read(micro_step)
+        for micro_step in range(run.config.steps * run.config.accumulate)
+    ]

@@ -4,34 +4,24 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from diffews.cli.settings import (
-    CHECKOUT,
-    BaselinesConfig,
-    BenchmarkConfig,
-    CheckConfig,
-    DistillConfig,
-    EpisodesConfig,
-    EvalConfig,
-    ExportConfig,
-    FigureConfig,
-    InitBaseConfig,
-    ListKeys,
-    MakeShapesConfig,
-    PrepareConfig,
-    SegmentConfig,
-    TableConfig,
-    TinyBaseConfig,
-    TrainConfig,
-    require,
-)
+from diffews.cli import settings as keys
+from diffews.cli.settings import CHECKOUT, ListKeys
 from diffews.data.episodes import Benchmark, EpisodeDataset
-from diffews.data.registry import BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names
+from diffews.data.registry import (
+    BENCHMARKS,
+    check_fold,
+    load_benchmark,
+    open_benchmark,
+    option_names,
+)
 from diffews.errors import InputError
 from diffews.evaluation.segment import find_queries, segment
 from diffews.images.files import find_masks
-from diffews.models.weights import (
+from diffews.models.find import (
     BASE_FILES,
     DEFAULT_IMAGE_SIZE,
     WeightSource,
@@ -41,10 +31,11 @@ from diffews.models.weights import (
     resolve,
     vae_factor,
 )
+from diffews.runtime.files import check_new
 from diffews.variants import Variant
 
 
-def run_eval(config: EvalConfig) -> None:
+def run_eval(config: keys.EvalConfig) -> None:
     """Checks what can be checked without torch, evaluates, and prints the figures."""
     source = find_weights(config.weight or default_weight(config.fold), config.base)
     fold = find_fold(config, source)
@@ -74,7 +65,7 @@ def run_eval(config: EvalConfig) -> None:
     )
 
 
-def run_episodes(config: EpisodesConfig) -> None:
+def run_episodes(config: keys.EpisodesConfig) -> None:
     """Prints the list; stdout is the JSON and nothing else."""
     dataset = open_test_set(config, config.fold or 0, image_size=DEFAULT_IMAGE_SIZE)
     if config.save:
@@ -82,9 +73,10 @@ def run_episodes(config: EpisodesConfig) -> None:
     print(dataset.episodes.to_json())
 
 
-def run_segment(config: SegmentConfig) -> None:
+def run_segment(config: keys.SegmentConfig) -> None:
     """Segments pictures of one's own."""
-    require(config, "query", *([] if config.bank else ["support", "mask"]))
+    if not config.bank and not (config.support and config.mask):
+        raise InputError("give support= with mask=, or bank=")
     queries = find_queries(config)
     if config.weight is None:
         warnings.warn("weight= is not given; the shipped tiny weights know coloured shapes only", stacklevel=1)
@@ -94,20 +86,18 @@ def run_segment(config: SegmentConfig) -> None:
     print(f"wrote {len(queries)} mask(s) and overlay(s) to {config.out}")
 
 
-def run_init_base(config: InitBaseConfig) -> None:
+def run_init_base(config: keys.InitBaseConfig) -> None:
     """Converts Stable Diffusion to a base."""
-    require(config, "sd", "out")
     from diffews.runtime.device import torch_dtype
     from diffews.tools.init_base import init_base
 
-    init_base(str(config.sd), Path(str(config.out)), torch_dtype(config.dtype), config.allow_bin)
+    init_base(config.sd, Path(config.out), torch_dtype(config.dtype), config.allow_bin)
     print(f"wrote {config.out}")
 
 
-def run_train(config: TrainConfig) -> None:
+def run_train(config: keys.TrainConfig) -> None:
     """Trains a UNet."""
-    require(config, "base", "out")
-    base = check_base(resolve(str(config.base), BASE_FILES), f"base={config.base}")
+    base = check_base(resolve(config.base, BASE_FILES), f"base={config.base}")
     check_image_size(config.image_size, base)
     if config.mix:
         config.fold = None  # no class of a mix is held out
@@ -135,7 +125,7 @@ def run_train(config: TrainConfig) -> None:
     print(f"stopped at step {config.stop_at}; resume=latest goes on" if stopped else f"wrote {config.out}/unet/unet")
 
 
-def open_training_set(config: TrainConfig) -> Benchmark:
+def open_training_set(config: keys.TrainConfig) -> Benchmark:
     """Opens the training classes of a benchmark, or of the mix that is asked for."""
     if not config.mix:
         return open_benchmark(
@@ -156,7 +146,7 @@ def open_training_set(config: TrainConfig) -> Benchmark:
     return Mix(parts)
 
 
-def run_prepare(config: PrepareConfig) -> int:
+def run_prepare(config: keys.PrepareConfig) -> int:
     """Makes masks and lists, and checks them."""
     from diffews.data import prepare
 
@@ -175,14 +165,15 @@ def run_prepare(config: PrepareConfig) -> int:
             print(f"wrote {prepare.prepare_lvis(root, part)}")
         print("not checked: the order of the published lists is not known, so that episodes may differ from theirs")
     else:
-        require(config, "sbd")
+        if config.sbd is None:
+            raise InputError("sbd= is missing; folder of SBD's dataset, which holds cls/*.mat")
         root = Benchmark.find_root(Path(config.data), "VOC2012")
-        count = prepare.prepare_pascal(root, Path(str(config.sbd)), workers)
+        count = prepare.prepare_pascal(root, Path(config.sbd), workers)
         print(f"{count} masks in {root / 'SegmentationClassAug'}; test them with `diffews check benchmark=pascal5i`")
     return 0 if good else 1
 
 
-def run_check(config: CheckConfig) -> int:
+def run_check(config: keys.CheckConfig) -> int:
     """Tests a data folder."""
     from diffews.data.check import check_folder, compare_with_published
 
@@ -202,7 +193,7 @@ def run_check(config: CheckConfig) -> int:
     return 0 if good else 1
 
 
-def run_baselines(config: BaselinesConfig) -> None:
+def run_baselines(config: keys.BaselinesConfig) -> None:
     """Prints a table of figures that put a model's into proportion."""
     source = find_weights(config.weight or default_weight(config.fold), config.base)
     fold = find_fold(config, source)
@@ -230,21 +221,19 @@ def open_test_set(config: ListKeys, fold: int, image_size: int) -> EpisodeDatase
     )
 
 
-def run_table(config: TableConfig) -> None:
+def run_table(config: keys.TableConfig) -> None:
     """Prints tables of finished evaluations."""
-    require(config, "runs")
     from diffews.evaluation.tables import table
 
     print(table([Path(run) for run in config.runs], config.format, config.setting))
 
 
-def run_figure(config: FigureConfig) -> None:
+def run_figure(config: keys.FigureConfig) -> None:
     """Draws episodes of a finished evaluation."""
-    require(config, "run")
     from diffews.evaluation.figures import draw_figure, run_settings
     from diffews.evaluation.tables import read_run
 
-    run = read_run(Path(str(config.run)))
+    run = read_run(Path(config.run))
     settings = run_settings(run)
     source = find_weights(settings.weight or default_weight(run.fold), settings.base)
     dataset = open_test_set(settings, run.fold, source.image_size(run.result.get("image_size")))
@@ -252,45 +241,39 @@ def run_figure(config: FigureConfig) -> None:
     print(f"wrote {draw_figure(config, run, settings, source, dataset)}")
 
 
-def run_export(config: ExportConfig) -> None:
+def run_export(config: keys.ExportConfig) -> None:
     """Writes weights in another precision."""
-    require(config, "weight", "out")
-    source = find_weights(str(config.weight), config.base)
+    source = find_weights(config.weight, config.base)
     from diffews.runtime.device import torch_dtype
     from diffews.tools.init_base import export_weights
 
-    export_weights(source, Path(str(config.out)), torch_dtype(config.dtype))
+    export_weights(source, Path(config.out), torch_dtype(config.dtype))
     print(f"wrote {config.out}")
 
 
-def run_make_shapes(config: MakeShapesConfig) -> None:
+def run_make_shapes(config: keys.MakeShapesConfig) -> None:
     """Writes the shapes benchmark."""
-    require(config, "out")
     from diffews.tools.shapes import make_shapes
 
-    make_shapes(Path(str(config.out)), config.seed)
+    make_shapes(Path(config.out), config.seed)
     print(f"wrote {config.out}/COCO2014")
 
 
-def run_make_tiny_base(config: TinyBaseConfig) -> None:
+def run_make_tiny_base(config: keys.TinyBaseConfig) -> None:
     """Trains the tiny VAE."""
-    require(config, "out")
-    out = Path(str(config.out))
-    if out.exists():
-        raise InputError(f"out={out} exists; remove it or give another")
+    out = Path(config.out)
+    check_new(out)
     from diffews.tools.tiny import make_tiny_base
 
     make_tiny_base(config, out)
     print(f"wrote {out}")
 
 
-def run_distill_decoder(config: DistillConfig) -> None:
+def run_distill_decoder(config: keys.DistillConfig) -> None:
     """Trains a small decoder, and prints what it saves."""
-    require(config, "base", "out")
-    out = Path(str(config.out))
-    if out.exists():
-        raise InputError(f"out={out} exists; remove it or give another")
-    base = check_base(resolve(str(config.base)), f"base={config.base}")
+    out = Path(config.out)
+    check_new(out)
+    base = check_base(resolve(config.base), f"base={config.base}")
     check_image_size(config.image_size, base)
     stages = vae_factor(base).bit_length()
     config.blocks = config.blocks or [3, 1, *[0] * stages][:stages]
@@ -310,7 +293,7 @@ def run_distill_decoder(config: DistillConfig) -> None:
     )
 
 
-def run_benchmark(config: BenchmarkConfig) -> None:
+def run_benchmark(config: keys.BenchmarkConfig) -> None:
     """Prints a table, and all of it as JSON in the last line."""
     source = find_weights(config.weight, config.base) if config.weight is not None else None
     if source is not None:
@@ -342,3 +325,22 @@ def find_fold(config: ListKeys, source: WeightSource) -> int:
         raise InputError(f"weight={source.path} does not end in _fold<N>; say which classes are novel with fold=N")
     check_fold(config.benchmark, fold)
     return fold
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {  # in the order of --help
+    "eval": (keys.EvalConfig, run_eval),
+    "segment": (keys.SegmentConfig, run_segment),
+    "train": (keys.TrainConfig, run_train),
+    "baselines": (keys.BaselinesConfig, run_baselines),
+    "prepare": (keys.PrepareConfig, run_prepare),
+    "check": (keys.CheckConfig, run_check),
+    "table": (keys.TableConfig, run_table),
+    "figure": (keys.FigureConfig, run_figure),
+    "episodes": (keys.EpisodesConfig, run_episodes),
+    "init-base": (keys.InitBaseConfig, run_init_base),
+    "export": (keys.ExportConfig, run_export),
+    "make-shapes": (keys.MakeShapesConfig, run_make_shapes),
+    "make-tiny-base": (keys.TinyBaseConfig, run_make_tiny_base),
+    "distill-decoder": (keys.DistillConfig, run_distill_decoder),
+    "benchmark": (keys.BenchmarkConfig, run_benchmark),
+}

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from omegaconf import MISSING as REQUIRED
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -53,19 +54,15 @@ def load(config_class: type[Config], arguments: Sequence[str]) -> Config:
                 merged = OmegaConf.merge(merged, {name: value})
             except OmegaConfBaseException:
                 raise InputError(f"{source}: {name}={value!r} is not {_type_name(known[name])}") from None
+    lacking = [name for name in known if OmegaConf.is_missing(merged, name)]
+    if lacking:
+        raise InputError(f"{lacking[0]}= is missing; {known[lacking[0]].metadata['text']}")
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise InputError(str(error).splitlines()[0]) from None
     _check(config, known)
     return config
-
-
-def require(config: object, *names: str) -> None:
-    """Raises InputError for the first of these keys that has no value."""
-    for name in names:
-        if getattr(config, name) in (None, "", []):
-            raise InputError(f"{name}= is missing; {fields_of(config)[name].metadata['text']}")
 
 
 def fields_of(config: object) -> dict[str, Field]:
@@ -89,7 +86,7 @@ def _show(default: Any) -> str:
         return str(Path(default).relative_to(CHECKOUT))
     if isinstance(default, list):
         return ",".join(default)
-    return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    return "" if default in (None, REQUIRED) else str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _types(item: Field) -> tuple[Any, ...]:

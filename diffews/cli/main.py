@@ -3,30 +3,11 @@
 import errno
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from diffews import __version__
-from diffews.cli import commands
-from diffews.cli.settings import (
-    BaselinesConfig,
-    BenchmarkConfig,
-    CheckConfig,
-    DistillConfig,
-    EpisodesConfig,
-    EvalConfig,
-    ExportConfig,
-    FigureConfig,
-    InitBaseConfig,
-    MakeShapesConfig,
-    PrepareConfig,
-    SegmentConfig,
-    TableConfig,
-    TinyBaseConfig,
-    TrainConfig,
-    describe,
-    load,
-)
+from diffews.cli.commands import COMMANDS
+from diffews.cli.settings import describe, load
 from diffews.errors import InputError, nearest
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,25 +16,6 @@ GO_ON = {  # how an interrupted command goes on
     "eval": "the same command goes on from here",
     "train": "the same command with resume=latest goes on from the last checkpoint",
     "prepare": "the same command goes on from here",
-}
-
-
-COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
-    "eval": (EvalConfig, commands.run_eval),
-    "segment": (SegmentConfig, commands.run_segment),
-    "train": (TrainConfig, commands.run_train),
-    "baselines": (BaselinesConfig, commands.run_baselines),
-    "prepare": (PrepareConfig, commands.run_prepare),
-    "check": (CheckConfig, commands.run_check),
-    "table": (TableConfig, commands.run_table),
-    "figure": (FigureConfig, commands.run_figure),
-    "episodes": (EpisodesConfig, commands.run_episodes),
-    "init-base": (InitBaseConfig, commands.run_init_base),
-    "export": (ExportConfig, commands.run_export),
-    "make-shapes": (MakeShapesConfig, commands.run_make_shapes),
-    "make-tiny-base": (TinyBaseConfig, commands.run_make_tiny_base),
-    "distill-decoder": (DistillConfig, commands.run_distill_decoder),
-    "benchmark": (BenchmarkConfig, commands.run_benchmark),
 }
 
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from diffews.cli.keys import CHECKOUT, describe, key, load, require
+from diffews.cli.keys import CHECKOUT, REQUIRED, describe, key, load
 from diffews.data.registry import BENCHMARKS, RASTERIZERS, SPLITS_SOURCES, check_fold
 from diffews.errors import InputError
 from diffews.evaluation.published import SETTINGS
 from diffews.images.masks import THRESHOLD_RULES, check_threshold
 from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
 
-__all__ = ["CHECKOUT", "describe", "key", "load", "require"]
+__all__ = ["CHECKOUT", "REQUIRED", "describe", "key", "load"]
 
 DTYPES = ("fp32", "bf16", "fp16")
 ORDERS = ("list", "best", "worst", "both", "spread")
@@ -154,7 +154,7 @@ class SegmentConfig(ModelKeys):
 
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")
     mask: list[str] = key([], "their masks, in the same order: one channel of {0, 1} or {0, 255}")
-    query: list[str] = key([], "query picture(s), or folders of them")
+    query: list[str] = key(REQUIRED, "query picture(s), or folders of them")
     classes: list[str] = key([], "name of each support's class, in the same order; several make a label map")
     bank: list[str] = key(
         [], "support bank(s) that save_bank= wrote, instead of support= and mask=; several: a label map"
@@ -169,8 +169,8 @@ class SegmentConfig(ModelKeys):
 class InitBaseConfig:
     """Turn a Stable Diffusion 1.x or 2.x folder into a base: conv_in_ref added, the empty prompt encoded."""
 
-    sd: str | None = key(None, "folder or hub id of a Stable Diffusion pipeline (unet, vae, text_encoder, tokenizer)")
-    out: str | None = key(None, "base to write; must not exist")
+    sd: str = key(REQUIRED, "folder or hub id of a Stable Diffusion pipeline (unet, vae, text_encoder, tokenizer)")
+    out: str = key(REQUIRED, "base to write; must not exist")
     allow_bin: bool = key(False, "read pickled .bin weights (tensors only) where there is no safetensors file")
     dtype: str = key("fp32", "precision in which the base is stored", DTYPES)
 
@@ -201,7 +201,7 @@ class CheckConfig(BenchmarkKeys):
 class TableConfig:
     """Collect finished evaluations into the paper's tables, beside the published figures."""
 
-    runs: list[str] = key([], "folders of `diffews eval`: DIR,DIR,...")
+    runs: list[str] = key(REQUIRED, "folders of `diffews eval`: DIR,DIR,...")
     format: str = key("md", "how the tables are written", ("md", "csv", "latex"))
     setting: str = key("all", "which published rows: novel classes unseen, or seen in training", SETTINGS)
 
@@ -210,7 +210,7 @@ class TableConfig:
 class FigureConfig:
     """Draw episodes of a finished evaluation: supports, query, prediction, truth; predictions are computed again."""
 
-    run: str | None = key(None, "folder of `diffews eval`")
+    run: str = key(REQUIRED, "folder of `diffews eval`")
     out: str | None = key(None, "picture to write, .png or .jpg; by default figure.png in the run's folder")
     count: int = key(4, "episodes; with order=both so many of each", least=1)
     order: str = key(
@@ -228,9 +228,9 @@ class FigureConfig:
 class ExportConfig:
     """Write trained weights as a small folder to hand on: unet/unet in half precision, and what was recorded."""
 
-    weight: str | None = key(None, "weight dir or checkpoint")
+    weight: str = key(REQUIRED, "weight dir or checkpoint")
     base: str | None = key(None, "the base to record; by default the one that the weight dir names")
-    out: str | None = key(None, "folder to write; must not exist")
+    out: str = key(REQUIRED, "folder to write; must not exist")
     dtype: str = key("fp16", "precision in which the weights are stored", DTYPES)
 
 
@@ -238,10 +238,10 @@ class ExportConfig:
 class TrainConfig(BenchmarkKeys):
     """Train a UNet on the classes that are not the fold's; the defaults are the reference's recipe."""
 
-    base: str | None = key(None, "folder or hub id of a base; unet/config.json without weights starts from nothing")
+    base: str = key(REQUIRED, "folder or hub id of a base; unet/config.json without weights starts from nothing")
     fold: int | None = key(0, "fold whose classes are never trained on; null trains on all classes", least=0)
     shots: int = key(1, "most support images of an episode; each batch draws 1 .. shots", least=1)
-    out: str | None = key(None, "folder for checkpoints and, at the end, unet/unet")
+    out: str = key(REQUIRED, "folder for checkpoints and, at the end, unet/unet")
     mix: list[str] = key([], "train on several benchmarks: name:weight,name:weight; none of their classes is held out")
     image_size: int = key(512, "side in pixels, a multiple of the VAE's factor", least=1)
     interaction: str = key("kv_fusion", "how query and support interact (paper, section 4.1)", INTERACTIONS)
@@ -310,7 +310,7 @@ class TrainConfig(BenchmarkKeys):
 class MakeShapesConfig:
     """Write the procedural benchmark of 80 classes in the COCO-20i layout (about 15 s)."""
 
-    out: str | None = key(None, "folder in which COCO2014/ is made")
+    out: str = key(REQUIRED, "folder in which COCO2014/ is made")
     seed: int = key(0, "of the pictures; classes and folds are always the same", least=0)
 
 
@@ -319,7 +319,7 @@ class TinyBaseConfig:
     """Train the tiny base (VAE) from nothing on shapes; `diffews train config=configs/tiny.yaml` goes on."""
 
     data: str = key(str(CHECKOUT / "datasets"), "folder that holds COCO2014/ as `diffews make-shapes` writes it")
-    out: str | None = key(None, "base to write; must not exist")
+    out: str = key(REQUIRED, "base to write; must not exist")
     seed: int = key(0, "of weights, crops and the text embedding", least=0)
     steps: int = key(2500, "optimizer steps of each of the two stages", least=1)
     batch: int = key(12, "crops in a step, a quarter of them masks", least=4)
@@ -354,8 +354,8 @@ class BenchmarkConfig(ModelKeys):
 class DistillConfig:
     """Train a small decoder to imitate the base's on masks alone; `decoder=` then uses it."""
 
-    base: str | None = key(None, "folder or hub id of the base whose VAE is imitated")
-    out: str | None = key(None, "folder to write; must not exist")
+    base: str = key(REQUIRED, "folder or hub id of the base whose VAE is imitated")
+    out: str = key(REQUIRED, "folder to write; must not exist")
     masks: str | None = key(None, "folder of mask PNGs, searched with its subfolders; by default shapes are drawn")
     image_size: int = key(64, "side of the masks in pixels, a multiple of the VAE's factor; Stable Diffusion: 256")
     channels: int = key(12, "channels of every layer; Stable Diffusion: 64", least=1)

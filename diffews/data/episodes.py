@@ -158,28 +158,48 @@ class DecodedEpisode:
 class Benchmark(ABC):
     """One data set: its classes, the images of each, how test episodes are drawn, how a sample is decoded."""
 
+    folder = ""  # its own folder in `root`
+    folds: int | None = 4  # 0: any fold is taken and none is meant
+    test_episodes = 1000
     builtin_lists = False  # whether the published lists are built in
-    fold: int
     class_ids: list[int]  # of the split: the fold's novel classes in the test split
     class_names: dict[int, str]
     images: dict[int, list[Sample]]  # of each class, in the order that the published episodes need
     groups: Sequence[tuple[float, list[int]]] = ()  # weights and classes that training draws from, if not all alike
 
+    def __init__(
+        self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1, **options: Any
+    ) -> None:
+        """See `load_benchmark`; fold None holds no class out of training. options: what `read` takes."""
+        self.root = self.find_root(root, self.folder) if self.folder else root
+        self.holds_out, self.fold = fold is not None, (fold or 0) if self.folds != 0 else 0
+        self.split, self.splits, self.shots = split, splits, shots
+        self.read(**options)
+
     @abstractmethod
-    def draw(self, shots: int) -> EpisodeList:
-        """Draws the episodes of the protocol without touching a picture."""
+    def read(self) -> None:
+        """Reads the lists: sets class_ids, class_names and images."""
 
     @abstractmethod
     def files(self, sample: Sample) -> list[Path]:
         """Returns the files that decoding the sample reads."""
 
     @abstractmethod
-    def classes_in(self, sample: Sample) -> list[int]:
-        """Returns the ids of the classes with a pixel in the sample, of all that the benchmark knows of it."""
-
-    @abstractmethod
     def decode(self, sample: Sample, class_id: int) -> Picture:
         """Reads a sample's picture and its mask of the class."""
+
+    def draw(self, shots: int) -> EpisodeList:
+        """Draws the episodes of the protocol without touching a picture."""
+        return draw_by_choice(self, shots, self.test_episodes)
+
+    def classes_in(self, sample: Sample) -> list[int]:
+        """Returns the ids of the classes with a pixel in the sample, of all that the benchmark knows of it."""
+        return [class_id for class_id, samples in self.images.items() if sample in samples]
+
+    def of_split(self, count: int, novel: Iterable[int]) -> list[int]:
+        """Returns which of the classes 0 .. count-1 the split has, when these are the fold's novel ones."""
+        held_out = set(novel) if self.holds_out else set()
+        return [c for c in range(count) if (c in held_out) == (self.split == "test")]
 
     @staticmethod
     def find_root(root: Path, name: str) -> Path:

@@ -28,6 +28,9 @@ class Mix(Benchmark):
             self.class_names |= {k * STRIDE + c: f"{name}: {part.class_names[c]}" for c in part.class_ids}
             self.images |= {k * STRIDE + c: [_mark(s, k) for s in part.images[c]] for c in part.class_ids}
 
+    def read(self) -> None:
+        raise NotImplementedError  # the parts are read already
+
     def draw(self, shots: int) -> EpisodeList:
         """A mix has no published episodes."""
         raise InputError("mix= is for training; evaluate on one benchmark")
@@ -41,11 +44,6 @@ class Mix(Benchmark):
         """Decodes as the sample's own benchmark does."""
         part, own = self._own(sample)
         return part.decode(own, class_id % STRIDE)
-
-    def classes_in(self, sample: Sample) -> list[int]:
-        """Returns the mix's ids of the classes in the sample."""
-        part, own = self._own(sample)
-        return [self.parts.index(part) * STRIDE + c for c in part.classes_in(own)]
 
     def _own(self, sample: Sample) -> tuple[Benchmark, Sample]:
         number, _, name = sample.name.partition(":")

@@ -1,10 +1,13 @@
 """Masks from COCO-style segmentations, by pycocotools."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
+from diffews.data.episodes import Picture
 from diffews.errors import InputError
 
 FARTHEST = 1e6  # pixels; beyond it, or not finite, pycocotools runs out of memory or worse
@@ -34,6 +37,23 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
         if not _are_coordinates(polygon):
             raise InputError(f"{where}: a polygon holds what is no coordinate")
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+
+
+def union_mask(codes: Iterable[Any], height: int, width: int, where: str) -> np.ndarray:
+    """Fills the union of several segmentations; see `segmentation_mask`."""
+    mask = np.zeros((height, width), np.uint8)
+    for code in codes:
+        mask |= segmentation_mask(code, height, width, where)
+    return mask
+
+
+def crop_to_box(image: Image.Image, mask: np.ndarray, box: Sequence[float], where: str) -> Picture:
+    """Cuts picture and mask to left, top, right, bottom, truncated to pixels as the reference does."""
+    left, top, right, bottom = (int(value) for value in box)
+    right, bottom = min(right, image.width), min(bottom, image.height)
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise InputError(f"{where} holds no pixel of the picture")
+    return Picture(image.crop((left, top, right, bottom)), np.ascontiguousarray(mask[top:bottom, left:right]))
 
 
 def _are_coordinates(polygon: list[Any]) -> bool:

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,11 +120,10 @@ def open_benchmark(
 
 def option_names(name: str) -> set[str]:
     """Returns the keys that only some benchmarks take, such as annotations=, and this one does."""
-    common = {"self", "root", "fold", "split", "splits", "shots"}
-    return set(inspect.signature(_class_of(name)).parameters) - common
+    return set(inspect.signature(_class_of(name).read).parameters) - {"self"}
 
 
-def _class_of(name: str) -> "Callable[..., Benchmark]":
+def _class_of(name: str) -> "type[Benchmark]":
     if name not in BENCHMARKS:
         raise InputError(f"benchmark={name!r} is not one of {', '.join(BENCHMARKS)}{nearest(name, BENCHMARKS)}")
     module, cls, _ = BENCHMARKS[name]

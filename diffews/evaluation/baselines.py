@@ -15,7 +15,7 @@ from diffews.errors import InputError
 from diffews.evaluation.evaluate import Group, count_pixels, predict, read_group
 from diffews.evaluation.metrics import Scores, intersection_and_union
 from diffews.evaluation.tables import read_run
-from diffews.models.weights import WeightSource
+from diffews.models.find import WeightSource
 from diffews.runtime.device import memory_advice, pick_device
 from diffews.runtime.files import write_atomic
 from diffews.runtime.loading import open_pipeline, settle_fast

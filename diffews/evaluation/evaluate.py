@@ -5,7 +5,8 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,25 @@ from tqdm import tqdm
 from diffews.cli.settings import EvalConfig
 from diffews.data.episodes import EpisodeDataset, Picture, Sample
 from diffews.data.prefetch import stream
-from diffews.errors import InputError, raised, returned
+from diffews.errors import InputError
 from diffews.evaluation.metrics import (
     boundary_counts,
     intersection_and_union,
 )
 from diffews.evaluation.records import Record, Records, summarize
 from diffews.images.drawing import panel, save_grid, save_image
-from diffews.images.masks import scores_and_limit
+from diffews.images.masks import above_threshold, scores_and_limit
 from diffews.images.tensors import resize_scores, to_pixels
+from diffews.models.find import WeightSource, hash_weights
 from diffews.models.vae import hash_small_vae
-from diffews.models.weights import WeightSource, hash_weights
 from diffews.pipeline import DiffewsPipeline
-from diffews.runtime.device import auto_batch, device_name, memory_advice, pick_device, process_device
+from diffews.runtime.device import (
+    auto_batch,
+    device_name,
+    memory_advice,
+    pick_device,
+    process_device,
+)
 from diffews.runtime.files import check_run, open_run, read_json, versions, write_atomic
 from diffews.runtime.loading import open_pipeline, settle_fast
 
@@ -50,6 +57,14 @@ class Group:
     support_masks: Tensor  # [B*n, S, S]
     distinct: Tensor  # [B + 2*B*n], the same number for the same picture: queries, supports, support masks
     originals: list[Picture]  # the queries at their own size, if they are asked for
+
+    def shown(self, row: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray, np.ndarray]:
+        """What a picture of one query shows: supports with masks, query, truth; images (S, S, 3), masks (S, S)."""
+        shots = len(self.support_rgb) // len(self.indices)
+        own = slice(row * shots, (row + 1) * shots)
+        images = self.support_rgb[own].permute(0, 2, 3, 1).numpy()
+        pairs = list(zip(images, self.support_masks[own].numpy(), strict=True))
+        return pairs, self.query_rgb[row].permute(1, 2, 0).numpy(), self.query_masks[row].numpy()
 
     def pin_memory(self) -> "Group":
         """Returns the group in memory from which a GPU can copy while it computes."""
@@ -97,7 +112,10 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
     config = settle_batch(config, dataset, load, device, out)
     batch, is_main = int(config.batch), world.is_main_process
     identity = run_identity(config, dataset, source, device)
-    records: Records = in_all(lambda: _open_records(out, identity, dataset, batch) if is_main else None)[0]
+    with in_step() as step:
+        if is_main:
+            step.mine = _open_records(out, identity, dataset, batch)
+    records: Records = step.all[0]
     groups = [
         group
         for group in make_groups(len(dataset), batch)
@@ -110,15 +128,18 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
         pipeline = load()
         if config.kv_sampling is not None:
             pipeline.method.interaction.check_bank_use("kv_sampling=")
-        in_all(lambda: open_run(out, identity) if is_main else None)  # now that the weights are known to load
+        with in_step():
+            if is_main:
+                open_run(out, identity)  # now that the weights are known to load
         start = time.perf_counter()
         own = stream(read, groups[world.process_index :: world.num_processes], config.workers, device.type == "cuda")
         answers = _answers(pipeline, own, config)
         bar = tqdm(total=len(dataset), initial=min(done, len(dataset)), unit="episode", disable=not is_main)
         with bar:
             for _ in range(0, len(groups), world.num_processes):  # in each round every process takes one group
-                counted = in_all(lambda: _count(next(answers, None), config, dataset, out))
-                records.append([record for part in counted for record in part], write=is_main)
+                with in_step() as step:
+                    step.mine = _count(next(answers, None), config, dataset, out)
+                records.append([record for part in step.all for record in part], write=is_main)
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)
                 bar.update(len(records) - bar.n)
     if not world.is_main_process:
@@ -139,19 +160,31 @@ def evaluate(config: EvalConfig, dataset: EpisodeDataset, source: WeightSource, 
     return result
 
 
-def in_all(function: Callable[[], Any]) -> list[Any]:
-    """Calls a function in every process -> what all gave. What one refuses, all refuse, and none waits for another."""
+@dataclass
+class Step:
+    """What each process found in a step that all take."""
 
-    @memory_advice()
-    def advised(_: None) -> Any:
-        return function()
+    mine: Any = None
+    all: list[Any] = field(default_factory=list)
 
-    result = returned(advised, None)
+
+@contextmanager
+def in_step() -> Iterator[Step]:
+    """A step that all processes take: what one refuses in it, all refuse at its end, and none waits for another."""
+    step, error = Step(), None
     try:
-        results = gather_object([result])
+        with memory_advice():
+            yield step
+    except (InputError, OSError) as caught:
+        error = caught
+    try:
+        found = gather_object([(step.mine, error)])
     except RuntimeError:  # gloo: connection closed by peer
         raise InputError("another process of this run has ended; it says why") from None
-    return [raised(result) for result in results]
+    for _, error in found:
+        if error is not None:
+            raise error
+    step.all = [mine for mine, _ in found]
 
 
 def _open_records(out: Path, identity: dict[str, Any], dataset: EpisodeDataset, batch: int) -> Records:
@@ -177,8 +210,9 @@ def settle_batch(
     def run(count: int) -> None:
         decode(load(), read_group(dataset, [0] * count), config.shots)
 
-    batches = in_all(lambda: auto_batch(run, device, dataset.image_size))
-    return dataclasses.replace(config, batch=min(*batches, len(dataset)))
+    with in_step() as step:
+        step.mine = auto_batch(run, device, dataset.image_size)
+    return dataclasses.replace(config, batch=min(*step.all, len(dataset)))
 
 
 def run_identity(
@@ -252,19 +286,14 @@ def predict(
     pipeline: DiffewsPipeline, group: Group, shots: int, threshold: float = 0.25, rule: str = "reference"
 ) -> np.ndarray:
     """Segments a group's queries -> bool (B, S, S)."""
-    return _above(decode(pipeline, group, shots), threshold, rule).cpu().numpy()
-
-
-def _above(rgb: Tensor, threshold: float, rule: str) -> Tensor:
-    scores, limits = scores_and_limit(rgb, threshold, rule)
-    return scores > limits[:, None, None]
+    return above_threshold(decode(pipeline, group, shots), threshold, rule).cpu().numpy()
 
 
 def ask(pipeline: DiffewsPipeline, group: Group, config: EvalConfig) -> Answer:
     """Segments a group's queries at every threshold; on a GPU it returns before the masks are there."""
     rgb = decode(pipeline, group, config.shots, config.kv_sampling)
     thresholds = [(config.threshold, config.threshold_rule), *((t, rule) for _, t, rule in sweep(config))]
-    masks = torch.stack([_above(rgb, threshold, rule) for threshold, rule in thresholds])
+    masks = torch.stack([above_threshold(rgb, threshold, rule) for threshold, rule in thresholds])
     _, limits = scores_and_limit(rgb, config.threshold, config.threshold_rule)
     own = [
         resize_scores(rgb[row], picture.mask.shape).gt(limits[row]).cpu()
@@ -346,13 +375,9 @@ def _is_drawn(config: EvalConfig, out: Path, index: int) -> bool:
 
 def _draw(config: EvalConfig, out: Path, group: Group, predictions: np.ndarray) -> None:
     """Writes the masks and panels that were asked for."""
-    shots = len(group.support_rgb) // len(group.indices)
-    supports = group.support_rgb.permute(0, 2, 3, 1).numpy()  # [B*n, S, S, 3]
-    queries = group.query_rgb.permute(0, 2, 3, 1).numpy()
     for row, index in enumerate(dict.fromkeys(group.indices)):
         for file in _mask_file(config, out, index):
             save_image(file, predictions[row].astype(np.uint8) * 255)
         for file in _picture_file(config, out, index):
-            own = slice(row * shots, (row + 1) * shots)
-            pairs = list(zip(supports[own], group.support_masks[own].numpy(), strict=True))
-            save_image(file, panel(pairs, queries[row], predictions[row], group.query_masks[row].numpy()))
+            supports, query, truth = group.shown(row)
+            save_image(file, panel(supports, query, predictions[row], truth))

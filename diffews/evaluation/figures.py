@@ -4,17 +4,18 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffews.cli.settings import EvalConfig, FigureConfig
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError
-from diffews.evaluation.evaluate import Group, ask, count_pixels, make_groups, read_group, run_identity
+from diffews.evaluation.evaluate import ask, count_pixels, make_groups, read_group, run_identity
 from diffews.evaluation.records import Record
 from diffews.evaluation.tables import Run
 from diffews.images.drawing import BLACK, GREY, Text, figure_tiles, figure_titles, save_figure
-from diffews.models.weights import WeightSource
+from diffews.models.find import WeightSource
 from diffews.runtime.device import memory_advice, pick_device
 from diffews.runtime.loading import open_pipeline
 
@@ -44,8 +45,8 @@ def draw_figure(
     if not chosen:
         raise InputError(f"{run.path}: no episode has a truth that is not empty; give another order=")
     tiles = {
-        index: _tiles(group, row, prediction)
-        for index, group, row, prediction in _predict_again(run, settings, source, dataset, chosen)
+        index: figure_tiles(supports, query, prediction, truth)
+        for index, (supports, query, truth), prediction in _predict_again(run, settings, source, dataset, chosen)
     }
     query = settings.shots  # its column
     rows: list[tuple[list[Text], list[np.ndarray]]] = [(figure_titles(settings.shots), [])]
@@ -92,8 +93,8 @@ def pick(records: Sequence[Record], count: int, order: str, has_truth: Callable[
 
 def _predict_again(
     run: Run, settings: EvalConfig, source: WeightSource, dataset: EpisodeDataset, chosen: set[int]
-) -> Iterator[tuple[int, Group, int, np.ndarray]]:
-    """Yields (index, its group, its row there, prediction (S, S) bool), computed in the run's groups."""
+) -> Iterator[tuple[int, Any, np.ndarray]]:
+    """Yields (index, what `Group.shown` gives, prediction (S, S) bool), computed in the run's groups."""
     pipeline = open_pipeline(settings, source, pick_device(settings.device), settings.threads)
     for indices in make_groups(len(dataset), int(settings.batch)):
         if chosen.isdisjoint(indices):
@@ -108,13 +109,4 @@ def _predict_again(
             if list(counts) != [run.records[index]["inter"], run.records[index]["union"]]:
                 now = f"{run.path}: the prediction for episode {index} is no longer the recorded one"
                 raise InputError(f"{now}; pictures, device or versions changed, evaluate again")
-            yield index, group, row, predictions[row]
-
-
-def _tiles(group: Group, row: int, prediction: np.ndarray) -> list[np.ndarray]:
-    shots = len(group.support_rgb) // len(group.indices)
-    own = slice(row * shots, (row + 1) * shots)
-    images = group.support_rgb[own].permute(0, 2, 3, 1).numpy()  # [n, S, S, 3]
-    pairs = list(zip(images, group.support_masks[own].numpy(), strict=True))
-    query = group.query_rgb[row].permute(1, 2, 0).numpy()
-    return figure_tiles(pairs, query, prediction, group.query_masks[row].numpy())
+            yield index, group.shown(row), predictions[row]

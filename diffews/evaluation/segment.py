@@ -12,7 +12,7 @@ from diffews.cli.settings import SegmentConfig
 from diffews.errors import InputError
 from diffews.images.files import check_image, list_images, open_mask, open_rgb
 from diffews.images.masks import binary_mask
-from diffews.models.weights import WeightSource
+from diffews.models.find import WeightSource
 from diffews.runtime.files import write_atomic
 
 if TYPE_CHECKING:

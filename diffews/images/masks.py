@@ -87,6 +87,12 @@ def scores_and_limit(rgb: "Tensor", threshold: float, rule: str) -> "tuple[Tenso
     return scores, threshold * peak
 
 
+def above_threshold(rgb: "Tensor", threshold: float, rule: str) -> "Tensor":
+    """Foreground of scores [B, 3, H, W] in [0, 1] -> bool [B, H, W]; see `scores_and_limit`."""
+    scores, limits = scores_and_limit(rgb, threshold, rule)
+    return scores > limits[:, None, None]
+
+
 def check_threshold(threshold: float, rule: str) -> None:
     """Raises InputError unless 0 <= threshold < 1 and the rule is known."""
     if rule not in THRESHOLD_RULES:

@@ -4,7 +4,9 @@ import functools
 from typing import Any
 
 import torch
-from diffusers import ModelMixin as ModelMixin  # diffusers loads a pipeline's part only if its module has this name
+from diffusers import (
+    ModelMixin as ModelMixin,  # diffusers loads a pipeline's part only if its module has this name
+)
 from diffusers import UNet2DConditionModel
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn

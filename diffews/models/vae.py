@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffews.errors import InputError
-from diffews.models.weights import RECORD, latent_factor, load_module, resolve, weight_files
+from diffews.models.find import RECORD, latent_factor, resolve, weight_files
+from diffews.models.weights import load_module
 from diffews.runtime.files import hash_files, read_json
 
 if TYPE_CHECKING:

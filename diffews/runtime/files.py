@@ -35,6 +35,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise
 
 
+def check_new(out: Path) -> None:
+    """Raises InputError if `out` exists; asked before long work, whose end `new_folder` is."""
+    if out.exists():
+        raise InputError(f"out={out} exists; remove it or give another")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Gives a folder to fill, which takes its name only when all went well."""

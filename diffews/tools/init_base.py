@@ -5,21 +5,17 @@ from pathlib import Path
 
 import torch
 
-from diffews.errors import InputError
-from diffews.models.weights import (
+from diffews.models.find import (
     BASE_FILES,
     WeightSource,
     check_base,
-    encode_empty_prompt,
-    load_unet,
-    load_vae,
     resolve,
-    start_unet,
     weight_files,
     write_record,
 )
+from diffews.models.weights import encode_empty_prompt, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline
-from diffews.runtime.files import new_folder
+from diffews.runtime.files import check_new, new_folder
 
 
 def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -> None:
@@ -27,8 +23,7 @@ def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -
 
     sd: folder or hub id of Stable Diffusion 1.x or 2.x. The folder `out` appears when it is complete.
     """
-    if out.exists():
-        raise InputError(f"out={out} exists; remove it or give another")
+    check_new(out)
     source = check_base(resolve(sd, BASE_FILES), f"sd={sd}")
     weight_files(source / "unet", allow_bin)  # a UNet without weights is no Stable Diffusion
     unet = start_unet(source, dtype, allow_bin=allow_bin)
@@ -41,8 +36,7 @@ def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -
 
 def export_weights(source: WeightSource, out: Path, dtype: torch.dtype) -> None:
     """Writes a weight dir's or checkpoint's UNet as `out`/unet/unet in the given precision, with its record."""
-    if out.exists():
-        raise InputError(f"out={out} exists; remove it or give another")
+    check_new(out)
     with new_folder(out) as folder:
         load_unet(source.unet, dtype).save_pretrained(folder / "unet" / "unet")
         write_record(folder, out, {**source.record, "base": str(source.base)})

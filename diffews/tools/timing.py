@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffews.cli.settings import CHECKOUT, BenchmarkConfig, EvalConfig
 from diffews.evaluation.evaluate import Group, ask, count_pixels, decode
-from diffews.images.masks import scores_and_limit
+from diffews.images.masks import above_threshold
 from diffews.images.tensors import to_pixels
+from diffews.models.find import WeightSource
 from diffews.models.unet import DiffewsUNet
 from diffews.models.vae import decode_latents, load_small_vae
-from diffews.models.weights import WeightSource
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
     Speed,
@@ -206,8 +206,7 @@ def cached_queries(way: Way) -> Task:
     def segment(model: DiffewsPipeline, rgb: Tensor, bank: Any) -> Tensor:
         pixels = to_pixels(rgb.to(model._execution_device))
         decoded = model.recover(model.decode_masks(model.encode_images(pixels), bank), pixels)
-        scores, limits = scores_and_limit(decoded, 0.25, "reference")
-        return scores > limits[:, None, None]
+        return above_threshold(decoded, 0.25, "reference")
 
     tflop = count(lambda: segment(way.twin, group.query_rgb[:1], no_bank))
     return Task(way, lambda: segment(way.pipeline, group.query_rgb, bank).cpu(), tflop, batch, batch)

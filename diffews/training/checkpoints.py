@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from diffews.errors import InputError
+from diffews.errors import InputError, first_line
+from diffews.models.find import write_record
 from diffews.models.unet import DiffewsUNet
-from diffews.models.weights import first_line, write_record
 from diffews.runtime.files import new_folder
 
 STATE_FILE = "training.pt"

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from diffews.images.tensors import to_pixels
+from diffews.models.find import latent_factor
 from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.weights import latent_factor
 from diffews.variants import Method
 from diffews.variants.injection import pool_mask
 

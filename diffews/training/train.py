@@ -23,26 +23,30 @@ from diffews.cli.settings import LR_END, TrainConfig
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.latents import LatentCache
 from diffews.data.prefetch import stream
-from diffews.data.training import BatchReader, PixelSource, Renderings, Source, TrainingBatch, TrainingEpisodes
-from diffews.errors import InputError
+from diffews.data.training import (
+    BatchReader,
+    PixelSource,
+    Renderings,
+    Source,
+    TrainingBatch,
+    TrainingEpisodes,
+)
+from diffews.errors import InputError, first_line
 from diffews.images.drawing import StepLog, save_loss_curve
 from diffews.images.tensors import to_pixels
+from diffews.models.find import hash_base, latent_factor, weight_files
 from diffews.models.unet import DiffewsUNet
-from diffews.models.weights import (
-    first_line,
-    hash_base,
-    latent_factor,
-    load_text,
-    load_unet,
-    load_vae,
-    start_unet,
-    weight_files,
-)
+from diffews.models.weights import load_text, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline, check_parts
 from diffews.runtime.device import process_device
 from diffews.runtime.files import check_run, hash_files, open_run, versions
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
-from diffews.training.checkpoints import list_checkpoints, load_state, save_checkpoint, save_weight_dir
+from diffews.training.checkpoints import (
+    list_checkpoints,
+    load_state,
+    save_checkpoint,
+    save_weight_dir,
+)
 from diffews.training.step import StepInput, TrainingStep, encode_moments
 from diffews.training.validation import eval_mode, validate
 from diffews.variants import Variant
@@ -62,7 +66,7 @@ class Trainer:
     """One training run: what it learns from, what it learns, and where it stands."""
 
     def __init__(self, config: TrainConfig, benchmark: Benchmark, base: Path) -> None:
-        self.config, self.benchmark, self.base, self.out = config, benchmark, base, Path(str(config.out))
+        self.config, self.benchmark, self.base, self.out = config, benchmark, base, Path(config.out)
         self.variant = Variant.of(vars(config))
         self.method = self.variant.build()
         self.renderings = Renderings(self.method.supervision.target, self.method.injection.drawn)

@@ -35,10 +35,7 @@ def validate(pipeline: DiffewsPipeline, dataset: EpisodeDataset, shots: int, pic
         prediction = predict(pipeline, group, shots)[0]
         scores.add(dataset.episodes[index].class_id, *count_pixels(group, prediction[None])[0])
         if index < DRAWN:
-            images = group.support_rgb.permute(0, 2, 3, 1).numpy()
-            pairs = list(zip(images, group.support_masks.numpy(), strict=True))
-            panels.append(
-                panel(pairs, group.query_rgb[0].permute(1, 2, 0).numpy(), prediction, group.query_masks[0].numpy())
-            )
+            supports, query, truth = group.shown(0)
+            panels.append(panel(supports, query, prediction, truth))
     save_image(picture, np.vstack(panels))
     return scores.running_miou()

@@ -46,10 +46,23 @@ class Canvas:
     def dot(self, x: float, y: float, radius: float, colour: tuple[int, int, int]) -> None:
         """Fills a circle with a white rim."""
         for size, shade in ((radius + 1, WHITE), (radius, colour)):
-            cv2.circle(self.pixels, (round(x * FINE), round(y * FINE)), round(size * FINE), shade, -1, cv2.LINE_AA)
+            cv2.circle(
+                self.pixels,
+                (round(x * FINE), round(y * FINE)),
+                round(size * FINE),
+                shade,
+                -1,
+                cv2.LINE_AA,
+            )
 
     def text(
-        self, words: str, x: float, y: float, colour: tuple[int, int, int] = BLACK, align: float = 0, size: float = 11
+        self,
+        words: str,
+        x: float,
+        y: float,
+        colour: tuple[int, int, int] = BLACK,
+        align: float = 0,
+        size: float = 11,
     ) -> None:
         """Writes words with their middle at height y; align 0 starts at x, 0.5 is centred, 1 ends there."""
         thick = round(1.15 * FINE)
@@ -60,7 +73,10 @@ class Canvas:
 
     def save(self, path: Path) -> None:
         """Shrinks and writes the picture."""
-        save_image(path, cv2.resize(self.pixels, None, fx=1 / FINE, fy=1 / FINE, interpolation=cv2.INTER_AREA))
+        save_image(
+            path,
+            cv2.resize(self.pixels, None, fx=1 / FINE, fy=1 / FINE, interpolation=cv2.INTER_AREA),
+        )
 
 
 def save_plot(path: Path, groups: list[Group], axis: str) -> None:
@@ -90,7 +106,9 @@ def save_plot(path: Path, groups: list[Group], axis: str) -> None:
             if bar.values:
                 mean = float(np.mean(bar.values))
                 canvas.box(LEFT, middle - 8, place(mean), middle + 8, fill)
-                canvas.text(f"{mean:.1f}", WIDTH - 16, middle, ink if bar.default else BLACK, align=1)
+                canvas.text(
+                    f"{mean:.1f}", WIDTH - 16, middle, ink if bar.default else BLACK, align=1
+                )
             else:
                 canvas.text("not run yet", LEFT + 8, middle, GREY)
         for bar in group.bars:
@@ -99,6 +117,8 @@ def save_plot(path: Path, groups: list[Group], axis: str) -> None:
                 canvas.box(line - 0.5, top, line + 0.5, end, DEFAULT_COLOURS[1])
         for bar, middle in zip(group.bars, middles, strict=True):
             for value in bar.values:
-                canvas.dot(place(value), middle, 3.5, (DEFAULT_COLOURS if bar.default else COLOURS)[1])
+                canvas.dot(
+                    place(value), middle, 3.5, (DEFAULT_COLOURS if bar.default else COLOURS)[1]
+                )
         top = end
     canvas.save(path)

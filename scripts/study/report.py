@@ -51,7 +51,11 @@ LABELS = {
     **{f"shots{n}": f"{n}-shot plain" for n in (1, 5, 10)},
     **{f"shots{n}-sampled": f"{n}-shot sampled" for n in (5, 10)},
 }  # fmt: skip
-OF_DEFAULT = {"interaction": LABELS[DEFAULT], "supervision": "white on black", "generation": "one step"}
+OF_DEFAULT = {
+    "interaction": LABELS[DEFAULT],
+    "supervision": "white on black",
+    "generation": "one step",
+}
 NUMBERS = {  # the paper's, on COCO-20i fold 0, 1-shot
     DEFAULT: "46.64; best in figure 2",
     "kv_fusion-multiplication_rgb": "33.12",
@@ -87,7 +91,12 @@ NOTES = {
 }
 FURTHER = {  # claims that are not about the default
     "interaction": [
-        Claim("kv_fusion-multiplication_rgb", "kv_fusion-multiplication_latent", "above", "33.12 and 32.14")
+        Claim(
+            "kv_fusion-multiplication_rgb",
+            "kv_fusion-multiplication_latent",
+            "above",
+            "33.12 and 32.14",
+        )
     ],
     "supervision": [],
     "generation": [
@@ -96,8 +105,14 @@ FURTHER = {  # claims that are not about the default
     ],
 }
 PAPER_THRESHOLDS = {
-    **{f"relative {t}": f"{v}" for t, v in ((0.2, 47.56), (0.25, 47.69), (0.3, 47.48), (0.35, 47.4), (0.4, 47.11))},
-    **{f"absolute {t}": f"{v}" for t, v in ((0.1, 46.64), (0.15, 47.21), (0.2, 46.91), (0.25, 46.53), (0.3, 46.0))},
+    **{
+        f"relative {t}": f"{v}"
+        for t, v in ((0.2, 47.56), (0.25, 47.69), (0.3, 47.48), (0.35, 47.4), (0.4, 47.11))
+    },
+    **{
+        f"absolute {t}": f"{v}"
+        for t, v in ((0.1, 46.64), (0.15, 47.21), (0.2, 46.91), (0.25, 46.53), (0.3, 46.0))
+    },
 }
 SHOT_CLAIMS = [
     Claim("shots5-sampled", "shots5", "above", "74.7 and 72.2"),
@@ -116,7 +131,12 @@ def variant_claims(study: str) -> list[Claim]:
     """What the paper says of each of a study's variants against the default."""
     names = [name for name in STUDIES[study] if name != DEFAULT]
     return [
-        Claim(name, DEFAULT, "alike" if name.startswith("qkv") else "below", NUMBERS.get(name, "below"))
+        Claim(
+            name,
+            DEFAULT,
+            "alike" if name.startswith("qkv") else "below",
+            NUMBERS.get(name, "below"),
+        )
         for name in names
     ]
 
@@ -124,9 +144,16 @@ def variant_claims(study: str) -> list[Claim]:
 def threshold_claims() -> list[Claim]:
     """What the paper says of each threshold of the sweep against the default's."""
     swept = [word.partition("=") for word in SHIPPED["thresholds"] if "thresholds=" in word]
-    names = [f"{key.split('_')[0]} {float(value):g}" for key, _, values in swept for value in values.split(",")]
+    names = [
+        f"{key.split('_')[0]} {float(value):g}"
+        for key, _, values in swept
+        for value in values.split(",")
+    ]
     papers = [(name, PAPER_THRESHOLDS.get(name)) for name in names if name != DEFAULT_THRESHOLD]
-    return [Claim(name, DEFAULT_THRESHOLD, "below" if paper else "", paper or MISSING) for name, paper in papers]
+    return [
+        Claim(name, DEFAULT_THRESHOLD, "below" if paper else "", paper or MISSING)
+        for name, paper in papers
+    ]
 
 
 # ---- figures ----
@@ -137,11 +164,15 @@ class Outcome:
     """One finished evaluation."""
 
     miou: float  # percent
-    samples: np.ndarray  # (resamples,); every run draws the same episodes, so differences of samples are paired
+    samples: (
+        np.ndarray
+    )  # (resamples,); every run draws the same episodes, so differences of samples are paired
     asked: list[tuple[int, str]]  # class and query of each episode
 
 
-Series = list[Outcome | None]  # of the seeds 0, 1, ..., or one for the shipped weights; None where not finished
+Series = list[
+    Outcome | None
+]  # of the seeds 0, 1, ..., or one for the shipped weights; None where not finished
 
 
 @dataclass(frozen=True)
@@ -152,7 +183,9 @@ class Difference:
     bounds: tuple[float, float] | None
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f}" + ("" if self.bounds is None else " [{:+.1f}, {:+.1f}]".format(*self.bounds))
+        return f"{self.mean:+.1f}" + (
+            "" if self.bounds is None else " [{:+.1f}, {:+.1f}]".format(*self.bounds)
+        )
 
 
 def read_outcomes(folder: Path) -> dict[str, Outcome]:
@@ -165,10 +198,14 @@ def read_outcomes(folder: Path) -> dict[str, Outcome]:
     counted = {"": records}
     for name in records[0].get("sweep", {}):
         counted[name] = [record["sweep"][name] for record in records]
-    return {name: _outcome(records, counts, result["class_ids"]) for name, counts in counted.items()}
+    return {
+        name: _outcome(records, counts, result["class_ids"]) for name, counts in counted.items()
+    }
 
 
-def _outcome(records: list[dict[str, Any]], counts: list[dict[str, Any]], class_ids: list[int]) -> Outcome:
+def _outcome(
+    records: list[dict[str, Any]], counts: list[dict[str, Any]], class_ids: list[int]
+) -> Outcome:
     classes = [record["class_id"] for record in records]
     scores = Scores(class_ids)
     for class_id, count in zip(classes, counts, strict=True):
@@ -181,7 +218,9 @@ def _outcome(records: list[dict[str, Any]], counts: list[dict[str, Any]], class_
 def read_series(out: Path) -> dict[str, Series]:
     """Reads every run of the study."""
     series: dict[str, Series] = {
-        name: [read_outcomes(out / "runs" / name / f"seed{seed}" / "eval").get("") for seed in SEEDS]
+        name: [
+            read_outcomes(out / "runs" / name / f"seed{seed}" / "eval").get("") for seed in SEEDS
+        ]
         for name in VARIANTS
     }
     for name in SHIPPED:
@@ -233,7 +272,11 @@ def cpu_hours(out: Path) -> dict[str, float]:
     for file in out.rglob("cpu.json"):
         of_a_run = file.relative_to(out).parts[0] in ("runs", "shipped")
         for command, seconds in read_json(file).items():
-            kind = {"train": "training", "eval": "evaluation"}[command] if of_a_run else "caches and pictures"
+            kind = (
+                {"train": "training", "eval": "evaluation"}[command]
+                if of_a_run
+                else "caches and pictures"
+            )
             hours[kind] += seconds / 3600
     return hours
 
@@ -285,29 +328,51 @@ class Report:
 
         """
         first, second = self.series[claim.first], self.series[claim.second]
-        if any(a is not None and b is not None and a.asked != b.asked for a, b in zip(first, second, strict=True)):
-            raise InputError(f"{claim.first} and {claim.second} in {self.out} have different episodes; run them again")
+        if any(
+            a is not None and b is not None and a.asked != b.asked
+            for a, b in zip(first, second, strict=True)
+        ):
+            raise InputError(
+                f"{claim.first} and {claim.second} in {self.out} have different episodes; run them again"
+            )
         return difference(first, second)
 
     def judged(self, claim: Claim) -> list[str]:
         """Difference, paper and verdict, the last cells of a row."""
         found = self.found[claim]
-        return [MISSING if found is None else str(found), claim.paper, verdict(found, claim.expected)]
+        return [
+            MISSING if found is None else str(found),
+            claim.paper,
+            verdict(found, claim.expected),
+        ]
 
     def text(self) -> str:
         """Returns the whole document."""
         parts = ["# The paper's choices on the tiny model", self.what_was_run()]
-        parts.append("![mIoU of every variant: a bar for the mean over seeds, a dot for each seed](study.png)")
-        parts += [self.summary(), *(self.study(study) for study in STUDIES), self.thresholds(), self.shots()]
+        parts.append(
+            "![mIoU of every variant: a bar for the mean over seeds, a dot for each seed](study.png)"
+        )
+        parts += [
+            self.summary(),
+            *(self.study(study) for study in STUDIES),
+            self.thresholds(),
+            self.shots(),
+        ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def what_was_run(self) -> str:
         """The first section."""
         hours = cpu_hours(self.out)
         each = ", ".join(f"{name} {value:.2f}" for name, value in hours.items())
-        reached, shipped = (mean_and_deviation(self.series[name]) for name in (DEFAULT, "thresholds"))
+        reached, shipped = (
+            mean_and_deviation(self.series[name]) for name in (DEFAULT, "thresholds")
+        )
         halves = [(f.bounds[1] - f.bounds[0]) / 2 for f in self._seeded() if f.bounds is not None]
-        size = f"{np.median(halves):.1f} points (half of the intervals reach less to each side)" if halves else MISSING
+        size = (
+            f"{np.median(halves):.1f} points (half of the intervals reach less to each side)"
+            if halves
+            else MISSING
+        )
         parts = [
             paragraph(
                 "Each variant differs from the released model in one of the paper's choices (or in interaction and "
@@ -341,15 +406,25 @@ class Report:
             ),
         ]
         missing = list(self.missing())
-        return "\n\n".join(parts + ([paragraph("**Not finished:**", ", ".join(missing) + ".")] if missing else []))
+        return "\n\n".join(
+            parts + ([paragraph("**Not finished:**", ", ".join(missing) + ".")] if missing else [])
+        )
 
     def _seeded(self) -> list[Difference]:
-        return [f for claim, f in self.found.items() if f is not None and len(self.series[claim.first]) > 1]
+        return [
+            f
+            for claim, f in self.found.items()
+            if f is not None and len(self.series[claim.first]) > 1
+        ]
 
     def missing(self) -> Iterator[str]:
         """Names the runs that are not there."""
         for name in VARIANTS:
-            seeds = [str(seed) for seed, value in zip(SEEDS, self.series[name], strict=True) if value is None]
+            seeds = [
+                str(seed)
+                for seed, value in zip(SEEDS, self.series[name], strict=True)
+                if value is None
+            ]
             if seeds:
                 yield f"`{name}` (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})"
         yield from (f"`shipped/{name}`" for name in SHIPPED if self.series[name] == [None])
@@ -363,10 +438,17 @@ class Report:
                 found = self.found[claim]
                 line = f"- {self.words(study, claim)}" + (f": {found}" if found else "")
                 by_verdict[verdict(found, claim.expected)].append(line)
-        headings = {HOLDS: "Holds", FAILS: "Does not hold", OPEN: "Cannot be told", MISSING: "Not run yet"}
+        headings = {
+            HOLDS: "Holds",
+            FAILS: "Does not hold",
+            OPEN: "Cannot be told",
+            MISSING: "Not run yet",
+        }
         for kind, lines in by_verdict.items():
             if lines or kind != MISSING:
-                parts.append("\n".join([f"**{headings[kind]}** ({len(lines)})", "", *(lines or ["- none"])]))
+                parts.append(
+                    "\n".join([f"**{headings[kind]}** ({len(lines)})", "", *(lines or ["- none"])])
+                )
         parts.append(
             paragraph(
                 "An order that holds here supports the paper's; one that does not says only that it needs more than a",
@@ -378,14 +460,22 @@ class Report:
     def words(self, study: str, claim: Claim) -> str:
         """Returns a claim as a sentence's core, with the default named as the study names it."""
         first, second = (
-            OF_DEFAULT.get(study, name) if name == DEFAULT else label(name) for name in (claim.first, claim.second)
+            OF_DEFAULT.get(study, name) if name == DEFAULT else label(name)
+            for name in (claim.first, claim.second)
         )
         return f"{first} {'about as good as' if claim.expected == 'alike' else claim.expected} {second}"
 
     def study(self, study: str) -> str:
         """Returns the section of a study with trained variants."""
         values = self.series[DEFAULT]
-        rows = [[f"**{OF_DEFAULT[study]}** (default)", mean_and_deviation(values), each_seed(values), "0"]]
+        rows = [
+            [
+                f"**{OF_DEFAULT[study]}** (default)",
+                mean_and_deviation(values),
+                each_seed(values),
+                "0",
+            ]
+        ]
         rows[0] += [NUMBERS[DEFAULT] if study == "interaction" else "best", ""]
         for claim in self.variants[study]:
             values = self.series[claim.first]
@@ -393,23 +483,41 @@ class Report:
             rows.append([*cells, *self.judged(claim)])
         seeds = "seeds " + ", ".join(map(str, SEEDS))
         parts = [f"## {TITLES[study]}", paragraph(NOTES[study])]
-        parts.append(table(["variant", "mIoU", seeds, "difference to default", "paper", "paper's order"], rows))
+        parts.append(
+            table(
+                ["variant", "mIoU", seeds, "difference to default", "paper", "paper's order"], rows
+            )
+        )
         if FURTHER[study]:
             rows = [[self.words(study, claim), *self.judged(claim)] for claim in FURTHER[study]]
-            parts.append(table(["the paper's further orders", "difference", "paper", "paper's order"], rows))
+            parts.append(
+                table(["the paper's further orders", "difference", "paper", "paper's order"], rows)
+            )
         return "\n\n".join(parts)
 
     def thresholds(self) -> str:
         """Returns the section of the threshold sweep."""
         rows = []
         own = mean_and_deviation(self.series[DEFAULT_THRESHOLD])
-        default = [f"**{DEFAULT_THRESHOLD}** (default)", own, "0", f"{PAPER_THRESHOLDS[DEFAULT_THRESHOLD]}; best", ""]
+        default = [
+            f"**{DEFAULT_THRESHOLD}** (default)",
+            own,
+            "0",
+            f"{PAPER_THRESHOLDS[DEFAULT_THRESHOLD]}; best",
+            "",
+        ]
         for claim in self.claims["thresholds"]:
-            rows.append([claim.first, mean_and_deviation(self.series[claim.first]), *self.judged(claim)])
-        before = sum(row[0].startswith("relative") and float(row[0].split()[1]) < 0.25 for row in rows)
+            rows.append(
+                [claim.first, mean_and_deviation(self.series[claim.first]), *self.judged(claim)]
+            )
+        before = sum(
+            row[0].startswith("relative") and float(row[0].split()[1]) < 0.25 for row in rows
+        )
         rows.insert(before, default)
         header = ["threshold", "mIoU", "difference to default", "paper", "paper's order"]
-        return "\n\n".join([f"## {TITLES['thresholds']}", paragraph(NOTES["thresholds"]), table(header, rows)])
+        return "\n\n".join(
+            [f"## {TITLES['thresholds']}", paragraph(NOTES["thresholds"]), table(header, rows)]
+        )
 
     def shots(self) -> str:
         """Returns the section of 1, 5 and 10 shots."""
@@ -417,7 +525,9 @@ class Report:
         rows = []
         for count, figures in paper.items():
             plain = mean_and_deviation(self.series[f"shots{count}"])
-            sampled = plain if count == 1 else mean_and_deviation(self.series[f"shots{count}-sampled"])
+            sampled = (
+                plain if count == 1 else mean_and_deviation(self.series[f"shots{count}-sampled"])
+            )
             rows.append([str(count), plain, sampled, *figures])
         parts = [f"## {TITLES['shots']}", paragraph(NOTES["shots"])]
         parts.append(table(["shots", "plain", "sampled", "paper, plain", "paper, sampled"], rows))
@@ -447,7 +557,11 @@ def write_report(out: Path, docs: Path) -> None:
     """Writes study.md and study.png into `docs` from the runs in `out` that are finished; the same bytes each time."""
     report = Report(out)
     write_atomic(docs / "study.md", report.text())
-    save_plot(docs / "study.png", report.groups(), f"mIoU after {STEPS} steps (%), novel classes of fold 0, 1-shot")
+    save_plot(
+        docs / "study.png",
+        report.groups(),
+        f"mIoU after {STEPS} steps (%), novel classes of fold 0, 1-shot",
+    )
 
 
 if __name__ == "__main__":

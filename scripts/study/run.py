@@ -14,7 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "weight" / "tiny"
 STEPS, SEEDS, EPISODES = 400, (0, 1, 2), 600
-INJECTIONS = ("concatenation", "multiplication_rgb", "multiplication_latent", "attention_mask", "addition")
+INJECTIONS = (
+    "concatenation",
+    "multiplication_rgb",
+    "multiplication_latent",
+    "attention_mask",
+    "addition",
+)
 VARIANTS = {  # name -> what differs from the released model
     **{f"{i}-{j}": {"interaction": i, "injection": j} for i in ("kv_fusion", "cross_attention") for j in INJECTIONS},
     "qkv_fusion-concatenation": {"interaction": "qkv_fusion"},
@@ -48,7 +54,9 @@ def diffews(folder: Path, *words: object) -> None:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{' '.join(command[1:])} failed: {(folder / 'log.txt').read_text().splitlines()[-1:]}")
+        sys.exit(
+            f"{' '.join(command[1:])} failed: {(folder / 'log.txt').read_text().splitlines()[-1:]}"
+        )
     file = folder / "cpu.json"
     seconds = json.loads(file.read_text()) if file.is_file() else {}
     name = str(words[0])
@@ -67,8 +75,17 @@ def cache_of(out: Path, keys: dict[str, str]) -> Path | None:
 
 def train_words(out: Path, keys: dict[str, str]) -> list[str]:
     """The keys of a training run, but for `out` and `seed`."""
-    words = [f"config={ROOT / 'configs' / 'tiny.yaml'}", f"base={TINY / 'base'}", f"data={out / 'shapes_seed0'}"]
-    words += ["fold=0", f"steps={STEPS}", "workers=0", *(f"{name}={value}" for name, value in keys.items())]
+    words = [
+        f"config={ROOT / 'configs' / 'tiny.yaml'}",
+        f"base={TINY / 'base'}",
+        f"data={out / 'shapes_seed0'}",
+    ]
+    words += [
+        "fold=0",
+        f"steps={STEPS}",
+        "workers=0",
+        *(f"{name}={value}" for name, value in keys.items()),
+    ]
     cache = cache_of(out, keys)
     return words + ([] if cache is None else [f"cache={cache}"])
 
@@ -77,7 +94,14 @@ def fill_cache(out: Path, cache: Path, keys: dict[str, str]) -> None:
     """Fills a cache by training one step beside it, so that runs that share it do not fill it twice."""
     if not (cache / "filled").is_file():
         beside = cache.with_name(cache.name + "-filling")
-        diffews(beside, "train", *train_words(out, keys), f"out={beside / 'weights'}", "stop_at=1", "resume=latest")
+        diffews(
+            beside,
+            "train",
+            *train_words(out, keys),
+            f"out={beside / 'weights'}",
+            "stop_at=1",
+            "resume=latest",
+        )
         (cache / "filled").touch()
 
 
@@ -101,7 +125,13 @@ def run_variant(out: Path, name: str, seed: int) -> None:
 def test(out: Path, weight: Path, evaluation: Path, keys: list[str]) -> None:
     """Evaluates weights on the test list of fold 0."""
     if not (evaluation / "result.json").is_file():
-        words = [f"weight={weight}", f"data={out / 'shapes_seed1'}", "fold=0", f"episodes={EPISODES}", "batch=8"]
+        words = [
+            f"weight={weight}",
+            f"data={out / 'shapes_seed1'}",
+            "fold=0",
+            f"episodes={EPISODES}",
+            "batch=8",
+        ]
         diffews(evaluation.parent, "eval", *words, "workers=0", f"out={evaluation}", *keys)
 
 
@@ -111,7 +141,9 @@ def main(out: Path, jobs: int) -> None:
     for seed in (0, 1):
         if not (out / f"shapes_seed{seed}").is_dir():
             diffews(out, "make-shapes", f"out={out / f'shapes_seed{seed}'}", f"seed={seed}")
-    caches = {cache: keys for keys in VARIANTS.values() if (cache := cache_of(out, keys)) is not None}
+    caches = {
+        cache: keys for keys in VARIANTS.values() if (cache := cache_of(out, keys)) is not None
+    }
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda item: fill_cache(out, *item), caches.items()))
         tasks = [pool.submit(run_variant, out, name, seed) for seed in SEEDS for name in VARIANTS]

@@ -39,7 +39,10 @@ def test_the_version(run):
 
 
 def test_an_unknown_command_names_the_nearest(refused):
-    assert refused("evaluate") == "unknown command 'evaluate'; did you mean 'eval'?; see diffews --help"
+    assert (
+        refused("evaluate")
+        == "unknown command 'evaluate'; did you mean 'eval'?; see diffews --help"
+    )
     assert "unknown command 'xyzzy'; see" in refused("xyzzy")
 
 
@@ -69,11 +72,17 @@ def test_episodes_need_no_pictures(run, expected, tmp_path):
     outcome = run("episodes", f"data={tmp_path}", "benchmark=coco20i", "fold=1", "shots=5")
     golden = expected("real_episodes").json["coco_fold1_5shot"]
     episodes = json.loads(outcome.out)
-    assert len(episodes) == 1000 and episodes[:5] == golden["first"] and episodes[-1:] == golden["last"]
+    assert (
+        len(episodes) == 1000
+        and episodes[:5] == golden["first"]
+        and episodes[-1:] == golden["last"]
+    )
 
 
 def test_episodes_of_lists_that_are_not_there_are_refused(refused, tmp_path):
-    assert "splits=folder, but there is neither" in refused("episodes", f"data={tmp_path}", "splits=folder")
+    assert "splits=folder, but there is neither" in refused(
+        "episodes", f"data={tmp_path}", "splits=folder"
+    )
     assert "fold=4: coco20i has the folds 0 to 3" in refused("episodes", "fold=4")
 
 
@@ -83,12 +92,17 @@ def test_episodes_of_lists_that_are_not_there_are_refused(refused, tmp_path):
 def test_the_fold_is_read_from_the_name_of_a_linked_weight_dir(run, golden_words, weight, tmp_path):
     (tmp_path / "coco_fold1").symlink_to(weight)
     out = tmp_path / "out"
-    assert run(*golden_words, f"weight={tmp_path / 'coco_fold1'}", "episodes=1", f"out={out}").code == 0
+    assert (
+        run(*golden_words, f"weight={tmp_path / 'coco_fold1'}", "episodes=1", f"out={out}").code
+        == 0
+    )
     assert json.loads((out / "result.json").read_text())["fold"] == 1
 
 
 @pytest.mark.parametrize("name", ["mine_fold2", "coco_fold2_5shot", "checkpoint"])
-def test_the_fold_comes_from_the_name_or_from_the_record(run, golden_words, own_weight, tmp_path, name):
+def test_the_fold_comes_from_the_name_or_from_the_record(
+    run, golden_words, own_weight, tmp_path, name
+):
     folder = own_weight.rename(own_weight.with_name(name))
     if "fold" not in name:
         (folder / "diffews.json").write_text(json.dumps({"fold": 2}))

@@ -37,7 +37,10 @@ def sha(pixels):
 def pixels(dataset, count):
     """Hashes of everything that the first episodes hold."""
     decoded = [dataset[i] for i in range(count)]
-    return [[sha(getattr(e, k)) for k in ("query_rgb", "query_mask", "support_rgb", "support_masks")] for e in decoded]
+    return [
+        [sha(getattr(e, k)) for k in ("query_rgb", "query_mask", "support_rgb", "support_masks")]
+        for e in decoded
+    ]
 
 
 # ---- the reference's episodes ----
@@ -47,7 +50,9 @@ def pixels(dataset, count):
 def test_classes_names_and_pixels_are_the_references(bench, setting):
     golden = GOLDEN[setting]
     name, fold, shots = setting.rsplit("_", 2)
-    data = load_benchmark(NAMES[name], bench, fold=int(fold[4:]), shots=int(shots[0]), image_size=64)
+    data = load_benchmark(
+        NAMES[name], bench, fold=int(fold[4:]), shots=int(shots[0]), image_size=64
+    )
     assert len(data) == golden["length"]
     assert data.class_ids == golden["class_ids"]
     assert len(golden["episodes"]) == 12
@@ -70,7 +75,9 @@ def test_classes_names_and_pixels_are_the_references(bench, setting):
 
 def test_all_five_benchmarks_have_golden_settings():
     assert len(GOLDEN) == 18
-    assert {NAMES[setting.rsplit("_", 2)[0]] for setting in GOLDEN} == set(FOLDERS) - {"coco2pascal"}
+    assert {NAMES[setting.rsplit("_", 2)[0]] for setting in GOLDEN} == set(FOLDERS) - {
+        "coco2pascal"
+    }
     assert set(FOLDERS) < set(BENCHMARKS)
 
 
@@ -98,7 +105,9 @@ def test_json_tables_give_what_the_pickles_give(bench, own_bench, to_json, name,
         assert [[s.name for s in v] for v in found.images.values()] == [
             [s.name for s in v] for v in want.images.values()
         ]
-    want, found = (load_benchmark(name, data, 1, shots=2, image_size=48) for data in (bench, root.parent))
+    want, found = (
+        load_benchmark(name, data, 1, shots=2, image_size=48) for data in (bench, root.parent)
+    )
     assert found.episodes.sha256 == want.episodes.sha256
     assert pixels(found, 6) == pixels(want, 6)
 
@@ -106,7 +115,9 @@ def test_json_tables_give_what_the_pickles_give(bench, own_bench, to_json, name,
 @pytest.mark.parametrize("name", [*PARTS, "lvis92i"])
 def test_the_classes_in_a_sample_are_those_that_list_it(bench, name):
     benchmark = open_benchmark(name, bench, 0, "test")
-    for sample in list(dict.fromkeys(s for samples in benchmark.images.values() for s in samples))[:8]:
+    for sample in list(dict.fromkeys(s for samples in benchmark.images.values() for s in samples))[
+        :8
+    ]:
         listed = [c for c in benchmark.class_ids if sample in benchmark.images[c]]
         assert benchmark.classes_in(sample) == listed != []
 
@@ -161,14 +172,24 @@ def test_training_episodes_are_drawn_and_decoded(bench, name):
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_validation_takes_the_training_classes_on_the_pictures_of_the_test(bench, name):
-    seen, validation, test = (open_benchmark(name, bench, 0, split) for split in ("train", "val", "test"))
+    seen, validation, test = (
+        open_benchmark(name, bench, 0, split) for split in ("train", "val", "test")
+    )
     assert not class_names(validation) & class_names(test)
 
     def files(benchmark):
-        return {f for samples in benchmark.images.values() for s in samples for f in benchmark.files(s)[:1]}
+        return {
+            f
+            for samples in benchmark.images.values()
+            for s in samples
+            for f in benchmark.files(s)[:1]
+        }
 
     assert files(validation) and not files(validation) & files(seen)
-    assert load_benchmark(name, bench, 0, "val", image_size=32, episodes=2)[1].query_mask.shape == (32, 32)
+    assert load_benchmark(name, bench, 0, "val", image_size=32, episodes=2)[1].query_mask.shape == (
+        32,
+        32,
+    )
 
 
 # ---- lists ----
@@ -176,7 +197,9 @@ def test_validation_takes_the_training_classes_on_the_pictures_of_the_test(bench
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_command_prints_the_list_and_nothing_else(run, bench, name):
-    outcome = run("episodes", f"benchmark={name}", f"data={bench}", "fold=1", "shots=2", "episodes=20")
+    outcome = run(
+        "episodes", f"benchmark={name}", f"data={bench}", "fold=1", "shots=2", "episodes=20"
+    )
     assert (outcome.code, outcome.err) == (0, "")
     want = load_benchmark(name, bench, fold=1, shots=2, episodes=20).episodes
     assert json.loads(outcome.out) == [episode.names() for episode in want] and len(want) == 20
@@ -206,24 +229,38 @@ def test_evaluation_takes_exactly_the_saved_list(run, bench, bench_words, tmp_pa
     chosen = EpisodeList([drawn.episodes[5], drawn.episodes[2], drawn.episodes[5]])
     file = tmp_path / "list.json"
     chosen.save(file)
-    words = [*bench_words(name, bench)[:-1], f"episodes_file={file}", f"out={tmp_path / 'out'}"]  # without episodes=2
+    words = [
+        *bench_words(name, bench)[:-1],
+        f"episodes_file={file}",
+        f"out={tmp_path / 'out'}",
+    ]  # without episodes=2
     assert run(*words).code == 0
-    records = [json.loads(line) for line in (tmp_path / "out" / "episodes.jsonl").read_text().splitlines()]
-    assert [[r["class_id"], r["query"], r["supports"]] for r in records] == [e.names() for e in chosen]
+    records = [
+        json.loads(line) for line in (tmp_path / "out" / "episodes.jsonl").read_text().splitlines()
+    ]
+    assert [[r["class_id"], r["query"], r["supports"]] for r in records] == [
+        e.names() for e in chosen
+    ]
     assert records[0]["union"] == records[2]["union"] != records[1]["union"]
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["episodes_sha256"] == result["list_sha256"] == chosen.sha256
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_another_object_of_the_same_picture_is_another_list(run, refused, bench, bench_words, tmp_path, name):
+def test_another_object_of_the_same_picture_is_another_list(
+    run, refused, bench, bench_words, tmp_path, name
+):
     drawn = load_benchmark(name, bench)
     for episode in drawn.episodes:
-        objects = [s for s in drawn.benchmark.images[episode.class_id] if s.name == episode.query.name]
+        objects = [
+            s for s in drawn.benchmark.images[episode.class_id] if s.name == episode.query.name
+        ]
         if len(objects) > 1:
             break
     other = next(sample for sample in objects if sample != episode.query)
-    boxes = [drawn.benchmark.decode(sample, episode.class_id).mask for sample in (episode.query, other)]
+    boxes = [
+        drawn.benchmark.decode(sample, episode.class_id).mask for sample in (episode.query, other)
+    ]
     assert boxes[0].shape != boxes[1].shape or (boxes[0] != boxes[1]).any()
 
     first, second = tmp_path / "first.json", tmp_path / "second.json"
@@ -240,14 +277,22 @@ def test_a_changed_list_is_refused(run, refused_eval, bench, change, tmp_path, n
 
     def edit(content):
         first = content["episodes"][0]
-        first[2] = [next(names[1] for names in content["episodes"] if names[1] not in (first[1], first[2][0]))]
+        first[2] = [
+            next(
+                names[1] for names in content["episodes"] if names[1] not in (first[1], first[2][0])
+            )
+        ]
 
     change(file, edit)
-    assert f"{file}: the episodes do not have the hash" in refused_eval(name, bench, f"episodes_file={file}")
+    assert f"{file}: the episodes do not have the hash" in refused_eval(
+        name, bench, f"episodes_file={file}"
+    )
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_list_whose_objects_were_changed_is_refused(run, refused_eval, bench, change, tmp_path, name):
+def test_a_list_whose_objects_were_changed_is_refused(
+    run, refused_eval, bench, change, tmp_path, name
+):
     file = save(run, name, bench, tmp_path / "saved.json", "episodes=4")
 
     def edit(content):
@@ -294,7 +339,9 @@ def test_a_list_of_other_classes_or_too_few_shots_is_refused(run, refused_eval, 
 
 
 @pytest.mark.parametrize("name", ["lvis92i", *PARTS])
-def test_a_list_that_names_what_the_tables_do_not_hold_is_refused(refused_eval, bench, tmp_path, name):
+def test_a_list_that_names_what_the_tables_do_not_hold_is_refused(
+    refused_eval, bench, tmp_path, name
+):
     drawn = load_benchmark(name, bench)
     episode, benchmark = drawn.episodes[0], drawn.benchmark
     if name == "lvis92i":  # a picture without the class
@@ -318,7 +365,9 @@ def test_the_hash_of_the_list_is_that_of_its_names(run, bench, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pascal5i", "pascal_part"])
-def test_counts_are_those_of_the_masks_without_ignored_pixels(run, bench, bench_words, tmp_path, name):
+def test_counts_are_those_of_the_masks_without_ignored_pixels(
+    run, bench, bench_words, tmp_path, name
+):
     out = tmp_path / "out"
     outcome = run(*bench_words(name, bench, "shots=2", "save_masks=true", f"out={out}"))
     assert outcome.code == 0, outcome
@@ -328,7 +377,9 @@ def test_counts_are_those_of_the_masks_without_ignored_pixels(run, bench, bench_
     for index, record in enumerate(records):
         episode = data[index]
         predicted = np.asarray(Image.open(out / "masks" / f"{index:05d}.png")) > 0
-        counted = np.ones((64, 64), bool) if episode.query_ignore is None else episode.query_ignore == 0
+        counted = (
+            np.ones((64, 64), bool) if episode.query_ignore is None else episode.query_ignore == 0
+        )
         assert counted.all() == (name == "pascal_part")
         truth = episode.query_mask > 0
         for side, (p, t) in enumerate([(~predicted, ~truth), (predicted, truth)]):
@@ -393,7 +444,9 @@ def test_a_truncated_json_table_is_refused(refused_list, own_bench, to_json, nam
 @pytest.mark.parametrize("content", [[], "text", None])
 def test_a_table_that_is_no_dictionary_is_refused(refused_list, own_bench, name, table, content):
     file = own_bench(FOLDERS[name]) / table
-    file.write_bytes(json.dumps(content).encode() if file.suffix == ".json" else pickle.dumps(content))
+    file.write_bytes(
+        json.dumps(content).encode() if file.suffix == ".json" else pickle.dumps(content)
+    )
     assert str(file) in refused_list(name, file.parents[len(Path(table).parts)])
 
 
@@ -404,7 +457,9 @@ def test_a_table_that_would_run_code_is_refused_and_does_not_run(
 ):
     file, marker = own_bench(FOLDERS[name]) / table, tmp_path / "it ran"
     bomb = runs_code(marker)
-    content = pickle.dumps(bomb if where == "whole" else {**pickle.loads(file.read_bytes()), "bomb": [bomb]})
+    content = pickle.dumps(
+        bomb if where == "whole" else {**pickle.loads(file.read_bytes()), "bomb": [bomb]}
+    )
     pickle.loads(content)
     assert marker.exists()  # the bomb is live ...
     marker.unlink()
@@ -417,7 +472,11 @@ def test_a_table_that_would_run_code_is_refused_and_does_not_run(
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_without_lists_is_refused(refused, refused_eval, tmp_path, name):
-    if name in ("pascal5i", "coco2pascal", "fss1000"):  # their lists are built in, the pictures are not
+    if name in (
+        "pascal5i",
+        "coco2pascal",
+        "fss1000",
+    ):  # their lists are built in, the pictures are not
         assert str(tmp_path / "none" / FOLDERS[name]) in refused_eval(name, tmp_path / "none")
         message = refused("episodes", f"benchmark={name}", f"data={tmp_path}", "splits=folder")
         assert "splits=folder" in message and FOLDERS[name] in message
@@ -430,5 +489,7 @@ def test_a_folder_without_lists_is_refused(refused, refused_eval, tmp_path, name
 def test_a_fold_that_does_not_exist_is_refused(bench):
     for name in FOLDERS:
         if folds := BENCHMARKS[name][2]:
-            with pytest.raises(InputError, match=f"fold={folds}: {name} has the folds 0 to {folds - 1}"):
+            with pytest.raises(
+                InputError, match=f"fold={folds}: {name} has the folds 0 to {folds - 1}"
+            ):
                 load_benchmark(name, bench, fold=folds)

@@ -54,14 +54,18 @@ def test_a_good_folder_ends_with_0_and_says_so(check, own_coco):
 def test_each_split_that_is_asked_for_is_tested(check):
     outcome = check(f"parts={','.join(SPLITS)}")
     assert outcome.code == 0
-    assert list(dict.fromkeys(line.split(":")[0] for line in outcome.out.splitlines()[:-1])) == list(SPLITS)
+    assert list(
+        dict.fromkeys(line.split(":")[0] for line in outcome.out.splitlines()[:-1])
+    ) == list(SPLITS)
     assert outcome.out.count("cannot stand beside published ones") == len(SPLITS)
 
 
 def test_nothing_in_the_folder_changes(check, own_coco):
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in own_coco.rglob("*")}
     check("parts=train,test")
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in own_coco.rglob("*")} == before
+    assert {
+        path: (path.stat().st_mtime_ns, path.stat().st_size) for path in own_coco.rglob("*")
+    } == before
 
 
 @pytest.mark.parametrize("which", [2, 3], ids=["picture", "mask"])
@@ -78,7 +82,9 @@ def test_of_many_missing_files_the_first_listed_are_named_and_all_are_counted(ch
     for sample in samples:
         benchmark.files(sample)[1].unlink()
     outcome = check()
-    assert f"test: {len(samples)} of {len(samples)} pictures or their masks are missing" in outcome.out
+    assert (
+        f"test: {len(samples)} of {len(samples)} pictures or their masks are missing" in outcome.out
+    )
     named = [line for line in outcome.out.splitlines() if line.startswith("  missing: ")]
     assert named == [f"  missing: {benchmark.files(sample)[1]}" for sample in samples[:5]]
 
@@ -159,7 +165,9 @@ def test_what_the_benchmark_does_not_take_is_refused(refused, own_coco, words, n
     assert named in refused("check", "benchmark=coco20i", f"data={own_coco}", *words)
 
 
-@pytest.mark.parametrize("benchmark", ["pascal5i", "fss1000", "lvis92i", "ade20k", "deepglobe", "isic", "chest_xray"])
+@pytest.mark.parametrize(
+    "benchmark", ["pascal5i", "fss1000", "lvis92i", "ade20k", "deepglobe", "isic", "chest_xray"]
+)
 def test_annotations_are_for_coco_json_alone(refused, tmp_path, benchmark):
     words = ["check", f"benchmark={benchmark}", f"data={tmp_path}", "annotations=my.json"]
     assert refused(*words) == f"annotations= is no key of benchmark={benchmark}"
@@ -170,32 +178,60 @@ def test_own_data_is_checked_too(run, tmp_path, picture, square_mask):
         (tmp_path / "own" / name).mkdir(parents=True)
         for number in range(2):
             picture(number).save(tmp_path / "own" / name / f"{number}.jpg")
-            Image.fromarray(square_mask().astype(np.uint8)).save(tmp_path / "own" / name / f"{number}.png")
-    words = ["check", "benchmark=folder", f"data={tmp_path / 'own'}", "folds=2", "parts=test,train", "workers=1"]
+            Image.fromarray(square_mask().astype(np.uint8)).save(
+                tmp_path / "own" / name / f"{number}.png"
+            )
+    words = [
+        "check",
+        "benchmark=folder",
+        f"data={tmp_path / 'own'}",
+        "folds=2",
+        "parts=test,train",
+        "workers=1",
+    ]
     assert run(*words).code == 0
     sixteen = np.where(square_mask(), 65535, 0).astype(np.uint16)
     Image.fromarray(sixteen).save(tmp_path / "own" / "dog" / "1.png")
-    assert "holds the values 0, 65535" in assert_names(run(*words), tmp_path / "own" / "dog" / "1.png")
+    assert "holds the values 0, 65535" in assert_names(
+        run(*words), tmp_path / "own" / "dog" / "1.png"
+    )
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "own" / "dog" / "1.png")
-    assert "no pixel of class 1 (dog)" in assert_names(run(*words), tmp_path / "own" / "dog" / "1.png")
+    assert "no pixel of class 1 (dog)" in assert_names(
+        run(*words), tmp_path / "own" / "dog" / "1.png"
+    )
 
 
 def test_a_polygon_that_is_none_is_a_fault_of_the_folder(run, tmp_path, picture):
     (tmp_path / "photos").mkdir()
     segmentation = [[5, 5, 40, 5, 40, 40, 5, 40]]
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 64, "width": 64} for i in range(2)]
-    annotations = [{"id": i, "image_id": i, "category_id": 1, "segmentation": segmentation} for i in range(2)]
+    annotations = [
+        {"id": i, "image_id": i, "category_id": 1, "segmentation": segmentation} for i in range(2)
+    ]
     for number in range(2):
         picture(number).save(tmp_path / "photos" / f"{number}.jpg")
     file = tmp_path / "my.json"
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cat"}],
+    }
     file.write_text(json.dumps(content))
-    words = ["check", "benchmark=coco_json", f"annotations={file}", f"images={tmp_path / 'photos'}", "folds=1"]
+    words = [
+        "check",
+        "benchmark=coco_json",
+        f"annotations={file}",
+        f"images={tmp_path / 'photos'}",
+        "folds=1",
+    ]
     assert run(*words, "workers=1").code == 0
     annotations[1]["segmentation"] = [[5, 5, 40, 5]]
     file.write_text(json.dumps(content))
     line = assert_names(run(*words, "workers=1"), file)
-    assert line.strip() == f"{file}: annotation 1: a polygon needs at least three points, x and y in turn"
+    assert (
+        line.strip()
+        == f"{file}: annotation 1: a polygon needs at least three points, x and y in turn"
+    )
 
 
 def test_a_folder_that_is_not_there_is_all_missing(run, own_coco):

@@ -17,13 +17,18 @@ from diffews.data.registry import load_benchmark
 @pytest.mark.parametrize("shots", [1, 5])
 def test_the_real_test_episodes_are_the_references(expected, tmp_path, fold, shots):
     golden = expected("real_episodes").json[f"coco_fold{fold}_{shots}shot"]
-    names = [episode.names() for episode in load_benchmark("coco20i", tmp_path, fold=fold, shots=shots).episodes]
+    names = [
+        episode.names()
+        for episode in load_benchmark("coco20i", tmp_path, fold=fold, shots=shots).episodes
+    ]
     assert names[:5] == golden["first"]
     assert names[-1:] == golden["last"]
     assert hashlib.sha256(json.dumps(names).encode()).hexdigest() == golden["sha256"]
 
 
-@pytest.mark.parametrize(("name", "fold", "shots"), [("eval_coco_fold0_1shot", 0, 1), ("eval_coco_fold3_5shot", 3, 5)])
+@pytest.mark.parametrize(
+    ("name", "fold", "shots"), [("eval_coco_fold0_1shot", 0, 1), ("eval_coco_fold3_5shot", 3, 5)]
+)
 def test_episodes_of_a_folders_own_lists_are_the_references(expected, coco, name, fold, shots):
     episodes = load_benchmark("coco20i", coco, fold=fold, shots=shots).episodes
     for episode, golden in zip(episodes, expected(name).json["episodes"], strict=False):
@@ -55,12 +60,18 @@ def test_pixels_are_those_of_the_files(coco):
         episode = data[i]
         with Image.open(coco / "COCO2014" / drawn.query.name) as image:
             resized = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR))
-        np.testing.assert_allclose(episode.query_image, resized.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+        np.testing.assert_allclose(
+            episode.query_image, resized.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6
+        )
 
-        with Image.open((coco / "COCO2014" / "annotations" / drawn.query.name).with_suffix(".png")) as file:
+        with Image.open(
+            (coco / "COCO2014" / "annotations" / drawn.query.name).with_suffix(".png")
+        ) as file:
             classes = np.asarray(file)
         rows, columns = (np.arange(64) * side // 64 for side in classes.shape)
-        assert np.array_equal(episode.query_mask, classes[np.ix_(rows, columns)] == drawn.class_id + 1)
+        assert np.array_equal(
+            episode.query_mask, classes[np.ix_(rows, columns)] == drawn.class_id + 1
+        )
         assert episode.query_mask.any()
 
 
@@ -85,7 +96,9 @@ def test_class_names_are_the_80_of_coco():
 
 
 def test_the_root_may_be_the_benchmarks_own_folder(coco):
-    outer, inner = (load_benchmark("coco20i", root, fold=0, episodes=2) for root in (coco, coco / "COCO2014"))
+    outer, inner = (
+        load_benchmark("coco20i", root, fold=0, episodes=2) for root in (coco, coco / "COCO2014")
+    )
     inner.check_files()
     assert inner.episodes.sha256 == outer.episodes.sha256
 
@@ -93,7 +106,12 @@ def test_the_root_may_be_the_benchmarks_own_folder(coco):
 def test_lists_of_the_folder_built_in_or_as_it_comes(coco, tmp_path):
     sha = {
         (root, splits): load_benchmark("coco20i", root, fold=2, splits=splits).episodes.sha256
-        for root, splits in ((coco, "auto"), (coco, "folder"), (coco, "builtin"), (tmp_path, "auto"))
+        for root, splits in (
+            (coco, "auto"),
+            (coco, "folder"),
+            (coco, "builtin"),
+            (tmp_path, "auto"),
+        )
     }
     assert sha[coco, "auto"] == sha[coco, "folder"] != sha[coco, "builtin"] == sha[tmp_path, "auto"]
     with pytest.raises(InputError, match="splits=folder"):
@@ -116,7 +134,11 @@ def first_query(own_coco):
     """The data set of one episode, and the files of its query, which a test may damage."""
     data = load_benchmark("coco20i", own_coco, fold=0, image_size=32, episodes=1)
     name = data.episodes[0].query.name
-    return data, own_coco / "COCO2014" / name, (own_coco / "COCO2014" / "annotations" / name).with_suffix(".png")
+    return (
+        data,
+        own_coco / "COCO2014" / name,
+        (own_coco / "COCO2014" / "annotations" / name).with_suffix(".png"),
+    )
 
 
 def test_a_mask_of_another_size_than_its_picture_is_refused(first_query):
@@ -165,7 +187,9 @@ def test_a_class_without_two_images_stops_instead_of_drawing_forever(own_coco, n
     lists = pickle.loads(file.read_bytes())
     lists[16] = names
     file.write_bytes(pickle.dumps(lists))
-    with pytest.raises(InputError, match=r"class 16 \(dog\) has [01] image.* fold 0; an episode needs"):
+    with pytest.raises(
+        InputError, match=r"class 16 \(dog\) has [01] image.* fold 0; an episode needs"
+    ):
         load_benchmark("coco20i", own_coco, fold=0)
 
 
@@ -176,4 +200,6 @@ def test_more_shots_than_images_repeat_supports(own_coco):
     file.write_bytes(pickle.dumps(lists))
     data = load_benchmark("coco20i", own_coco, fold=0, shots=5)
     dogs = [episode for episode in data.episodes if episode.class_id == 16]
-    assert dogs and all(len(set(dog.supports)) == 1 and dog.query not in dog.supports for dog in dogs)
+    assert dogs and all(
+        len(set(dog.supports)) == 1 and dog.query not in dog.supports for dog in dogs
+    )

@@ -12,7 +12,9 @@ from diffews.data.training import TrainingEpisodes
 pytest_plugins = ("training_fixtures",)
 
 CROSS = {"deepglobe": 6, "isic": 3, "chest_xray": 1}  # number of classes
-GREY = np.repeat(np.array([0, 1, 100, 127, 128, 129, 200, 255], np.uint8)[None], 8, 0)  # (8, 8), a value a column
+GREY = np.repeat(
+    np.array([0, 1, 100, 127, 128, 129, 200, 255], np.uint8)[None], 8, 0
+)  # (8, 8), a value a column
 FOREGROUND = np.repeat(np.array([0, 0, 0, 0, 1, 1, 1, 1], np.uint8)[None], 8, 0)
 
 
@@ -52,7 +54,10 @@ def test_600_episodes_take_the_classes_in_turn(cross, name, classes):
     for shots in (1, 3):
         episodes = load_benchmark(name, cross, shots=shots).episodes
         assert [episode.class_id for episode in episodes] == [i % classes for i in range(600)]
-        assert all(episode.query not in episode.supports and len(episode.supports) == shots for episode in episodes)
+        assert all(
+            episode.query not in episode.supports and len(episode.supports) == shots
+            for episode in episodes
+        )
 
 
 @pytest.mark.parametrize("name", CROSS)
@@ -70,9 +75,13 @@ def test_draws_are_numpys_legacy_choices_with_seed_0(cross, name):
 
 
 def test_lists_are_sorted_as_texts(cross):
-    listed = {name: [s.name for s in open_benchmark(name, cross, 0, "test").images[0]] for name in CROSS}
+    listed = {
+        name: [s.name for s in open_benchmark(name, cross, 0, "test").images[0]] for name in CROSS
+    }
     assert listed["deepglobe"] == [f"1/test/origin/0_{n}.jpg" for n in (1, 10, 2, 33)]
-    assert listed["chest_xray"] == [f"masks/CHNCXR_{n}_mask.png" for n in (10, 1, 2, 33)]  # "0" < "_"
+    assert listed["chest_xray"] == [
+        f"masks/CHNCXR_{n}_mask.png" for n in (10, 1, 2, 33)
+    ]  # "0" < "_"
     folder = "ISIC2018_Task1-2_Training_Input/1"
     assert listed["isic"] == [f"{folder}/ISIC_0{n:03d}.jpg" for n in (1, 2, 10, 33)]
 
@@ -116,7 +125,9 @@ def test_a_folder_that_is_not_there_is_named(name, refused, tmp_path):
 
 def test_a_class_with_one_picture_is_refused(refused, tmp_path):
     save_grey(tmp_path / "LungSegmentation" / "masks" / "one_mask.png")
-    assert "class 0 (lung) has 1 image" in refused("episodes", "benchmark=chest_xray", f"data={tmp_path}")
+    assert "class 0 (lung) has 1 image" in refused(
+        "episodes", "benchmark=chest_xray", f"data={tmp_path}"
+    )
 
 
 # ---- ADE20K ----
@@ -144,7 +155,9 @@ def test_ade20k_lists_what_covers_enough_of_a_picture(ade):
     assert benchmark.class_ids == list(range(6))
     for class_id in range(6):
         numbers = sorted({class_id, (class_id + 1) % 6})
-        assert [s.name for s in benchmark.images[class_id]] == [f"ADE_training_{n:04d}.jpg" for n in numbers]
+        assert [s.name for s in benchmark.images[class_id]] == [
+            f"ADE_training_{n:04d}.jpg" for n in numbers
+        ]
         for sample in benchmark.images[class_id]:
             with Image.open(ade / "annotations" / "training" / f"{sample.name[:-4]}.png") as file:
                 np.testing.assert_array_equal(
@@ -166,7 +179,9 @@ def test_ade20k_reads_its_masks_once(ade):
 def test_a_value_above_150_is_refused_and_no_list_is_kept(ade):
     file = ade / "annotations" / "validation" / "ADE_validation_0001.png"
     save_grey(file, np.full((20, 20), 151, np.uint8))
-    with pytest.raises(ValueError, match=f"{file} holds the value 151; ADE20K's masks hold 0 to 150"):
+    with pytest.raises(
+        ValueError, match=f"{file} holds the value 151; ADE20K's masks hold 0 to 150"
+    ):
         open_benchmark("ade20k", ade.parent, 0, "test")
     assert not (ade / "lists_validation.json").exists()
 
@@ -197,13 +212,21 @@ def test_ade20k_of_no_place_is_refused(refused, tmp_path):
 def mixed(few_shapes, ade):
     """COCO-20i with 80 classes at weight 3, ADE20K with 6 at weight 1."""
     roots = {"coco20i": few_shapes, "ade20k": ade.parent}
-    return Mix([(n, w, open_benchmark(n, roots[n], None, "train")) for n, w in parse_mix(["coco20i:3", "ade20k"])])
+    return Mix(
+        [
+            (n, w, open_benchmark(n, roots[n], None, "train"))
+            for n, w in parse_mix(["coco20i:3", "ade20k"])
+        ]
+    )
 
 
 def test_a_mix_holds_no_class_out(mixed, few_shapes):
     own = open_benchmark("coco20i", few_shapes, None, "train")
     assert mixed.class_ids == [*range(80), *(STRIDE + c for c in range(6))]
-    assert mixed.class_names[5] == f"coco20i: {own.class_names[5]}" and mixed.class_names[STRIDE + 5] == "ade20k: 6"
+    assert (
+        mixed.class_names[5] == f"coco20i: {own.class_names[5]}"
+        and mixed.class_names[STRIDE + 5] == "ade20k: 6"
+    )
     assert mixed.images.keys() == set(mixed.class_ids)
 
 
@@ -214,7 +237,9 @@ def test_weights_are_the_shares_of_the_episodes_whatever_the_number_of_classes(m
     share = np.mean([class_id >= STRIDE for class_id in classes])
     assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / count)  # four standard deviations
     counts = np.bincount([c - STRIDE for c in classes if c >= STRIDE], minlength=6)
-    assert (np.abs(counts - counts.mean()) < 5 * np.sqrt(counts.mean())).all()  # classes of one set are even
+    assert (
+        np.abs(counts - counts.mean()) < 5 * np.sqrt(counts.mean())
+    ).all()  # classes of one set are even
     assert len(set(classes)) == 86
 
 
@@ -224,13 +249,18 @@ def test_an_episode_stays_within_its_set(mixed):
         episode = drawn.draw(index, 2)
         sets = {sample.name.partition(":")[0] for sample in (episode.query, *episode.supports)}
         assert sets == {str(episode.class_id // STRIDE)}
-        assert all(sample in mixed.images[episode.class_id] for sample in (episode.query, *episode.supports))
+        assert all(
+            sample in mixed.images[episode.class_id]
+            for sample in (episode.query, *episode.supports)
+        )
 
 
 def test_a_mix_decodes_as_its_sets_do(mixed):
     for k, part in enumerate(mixed.parts):
         class_id = part.class_ids[3]
-        for sample, own in zip(mixed.images[k * STRIDE + class_id], part.images[class_id], strict=True):
+        for sample, own in zip(
+            mixed.images[k * STRIDE + class_id], part.images[class_id], strict=True
+        ):
             ours, theirs = mixed.decode(sample, k * STRIDE + class_id), part.decode(own, class_id)
             np.testing.assert_array_equal(ours.mask, theirs.mask)
             assert ours.image.tobytes() == theirs.image.tobytes() and ours.mask.any()
@@ -251,7 +281,14 @@ def test_training_on_a_mix_takes_steps_on_all_its_sets(run, tiny_base, few_shape
     (data / "COCO2014").symlink_to(few_shapes / "COCO2014")
     (data / "ADEChallengeData2016").symlink_to(ade)
     out = tmp_path / "out"
-    words = [f"data={data}", f"base={tiny_base}", f"out={out}", f"image_size={SIDE}", "steps=2", "batch=2"]
+    words = [
+        f"data={data}",
+        f"base={tiny_base}",
+        f"out={out}",
+        f"image_size={SIDE}",
+        "steps=2",
+        "batch=2",
+    ]
     words += ["accumulate=1", "device=cpu", "dtype=fp32", "workers=0", "checkpointing=false"]
     reset_accelerate()
     outcome = run("train", "mix=coco20i:1,ade20k:2", *words)
@@ -261,7 +298,11 @@ def test_training_on_a_mix_takes_steps_on_all_its_sets(run, tiny_base, few_shape
 
 
 def test_weights_are_read_from_the_words():
-    assert parse_mix(["coco20i:2", "ade20k", "pascal5i:.5"]) == [("coco20i", 2.0), ("ade20k", 1.0), ("pascal5i", 0.5)]
+    assert parse_mix(["coco20i:2", "ade20k", "pascal5i:.5"]) == [
+        ("coco20i", 2.0),
+        ("ade20k", 1.0),
+        ("pascal5i", 0.5),
+    ]
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "two", "1:2"])
@@ -273,7 +314,12 @@ def test_a_weight_that_is_no_positive_number_is_refused(refused, tiny_base, tmp_
 
 
 def test_a_set_that_is_not_known_or_not_there_is_refused(refused, tiny_base, tmp_path):
-    words = [f"base={tiny_base}", f"out={tmp_path / 'out'}", f"image_size={SIDE}", f"data={tmp_path}"]
+    words = [
+        f"base={tiny_base}",
+        f"out={tmp_path / 'out'}",
+        f"image_size={SIDE}",
+        f"data={tmp_path}",
+    ]
     assert "did you mean 'ade20k'?" in refused("train", "mix=ade20:1", *words)
     assert "ADEChallengeData2016" in refused("train", "mix=coco20i:1,ade20k:1", *words)
     assert not (tmp_path / "out").exists()
@@ -294,6 +340,11 @@ def test_a_mix_has_no_episodes_of_its_own(mixed):
 
 def test_names_of_two_sets_never_meet(ade):
     part = open_benchmark("ade20k", ade.parent, None, "train")
-    twice = Mix([("ade20k", 1.0, part), ("ade20k", 1.0, open_benchmark("ade20k", ade.parent, None, "train"))])
+    twice = Mix(
+        [
+            ("ade20k", 1.0, part),
+            ("ade20k", 1.0, open_benchmark("ade20k", ade.parent, None, "train")),
+        ]
+    )
     names = [{s.name for s in twice.images[k * STRIDE]} for k in range(2)]
     assert not names[0] & names[1] and len(names[0]) == len(names[1]) == 2

@@ -47,7 +47,9 @@ def test_a_support_may_come_twice():
 
 @pytest.fixture
 def episode_list():
-    return EpisodeList(Episode(i, Sample(f"q{i}"), (Sample(f"s{i}"), Sample("s"))) for i in range(3))
+    return EpisodeList(
+        Episode(i, Sample(f"q{i}"), (Sample(f"s{i}"), Sample("s"))) for i in range(3)
+    )
 
 
 def test_a_list_is_printed_and_hashed_as_names(episode_list):
@@ -112,9 +114,13 @@ def test_a_query_comes_at_its_own_size(golden_set, coco):
     for index, episode in enumerate(golden_set.episodes):
         picture = golden_set.query_picture(index)
         image = Image.open(coco / "COCO2014" / episode.query.name).convert("RGB")
-        labels = Image.open((coco / "COCO2014" / "annotations" / episode.query.name).with_suffix(".png"))
+        labels = Image.open(
+            (coco / "COCO2014" / "annotations" / episode.query.name).with_suffix(".png")
+        )
         assert picture.image.size == image.size and np.array_equal(picture.image, image)
-        assert np.array_equal(picture.mask, np.asarray(labels) == episode.class_id + 1)  # 0 is background
+        assert np.array_equal(
+            picture.mask, np.asarray(labels) == episode.class_id + 1
+        )  # 0 is background
 
 
 def test_a_mask_of_another_size_than_its_picture_is_refused_at_any_size(own_coco):
@@ -127,7 +133,9 @@ def test_a_mask_of_another_size_than_its_picture_is_refused_at_any_size(own_coco
 
 
 def test_loader_workers_decode_the_same(golden_set):
-    workers = DataLoader(golden_set, batch_size=None, num_workers=2, collate_fn=lambda episode: episode)
+    workers = DataLoader(
+        golden_set, batch_size=None, num_workers=2, collate_fn=lambda episode: episode
+    )
     for episode, want in zip(workers, (golden_set[i] for i in range(4)), strict=True):
         assert (episode.class_id, episode.query_name) == (want.class_id, want.query_name)
         assert episode.support_names == want.support_names
@@ -139,8 +147,11 @@ def test_missing_files_are_counted_before_anything_is_decoded(own_coco):
     data = load_benchmark("coco20i", own_coco, fold=0, episodes=4)
     data.check_files()
     (own_coco / "COCO2014" / data.episodes[0].query.name).unlink()
-    (own_coco / "COCO2014" / "annotations" / data.episodes[2].query.name).with_suffix(".png").unlink()
+    (own_coco / "COCO2014" / "annotations" / data.episodes[2].query.name).with_suffix(
+        ".png"
+    ).unlink()
     with pytest.raises(
-        InputError, match=rf"{data.episodes[0].query.name} does not exist \(2 of 16 files are missing\)"
+        InputError,
+        match=rf"{data.episodes[0].query.name} does not exist \(2 of 16 files are missing\)",
     ):
         data.check_files()

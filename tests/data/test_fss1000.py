@@ -15,12 +15,20 @@ def fss(own_bench):
 
 
 def test_the_built_in_lists_are_those_of_the_1000_categories(tmp_path):
-    parts = {split: open_benchmark("fss1000", tmp_path, 0, split) for split in ("train", "val", "test")}
+    parts = {
+        split: open_benchmark("fss1000", tmp_path, 0, split) for split in ("train", "val", "test")
+    }
     names = {split: list(benchmark.class_names.values()) for split, benchmark in parts.items()}
-    assert {split: len(listed) for split, listed in names.items()} == {"train": 520, "val": 240, "test": 240}
+    assert {split: len(listed) for split, listed in names.items()} == {
+        "train": 520,
+        "val": 240,
+        "test": 240,
+    }
     assert len({name for listed in names.values() for name in listed}) == 1000
     assert parts["test"].class_ids == list(range(760, 1000))
-    assert parts["val"].class_ids == list(range(520, 760)) and parts["train"].class_ids == list(range(520))
+    assert parts["val"].class_ids == list(range(520, 760)) and parts["train"].class_ids == list(
+        range(520)
+    )
 
 
 def test_every_picture_is_a_query_once_in_the_order_of_its_path_as_text(tmp_path):
@@ -28,18 +36,25 @@ def test_every_picture_is_a_query_once_in_the_order_of_its_path_as_text(tmp_path
     queries = [episode.query.name for episode in episodes]
     assert len(queries) == 2400 == len(set(queries))
     assert [name.rsplit("/", 1)[1] for name in queries[:4]] == ["1.jpg", "10.jpg", "2.jpg", "3.jpg"]
-    assert all(episode.query not in episode.supports and len(episode.supports) == 5 for episode in episodes)
+    assert all(
+        episode.query not in episode.supports and len(episode.supports) == 5 for episode in episodes
+    )
 
 
 def test_there_are_no_folds(bench):
-    assert len({load_benchmark("fss1000", bench, fold=fold).episodes.sha256 for fold in (0, 3)}) == 1
+    assert (
+        len({load_benchmark("fss1000", bench, fold=fold).episodes.sha256 for fold in (0, 3)}) == 1
+    )
 
 
 def test_a_copy_without_the_data_level_gives_the_same_episodes_and_pixels(bench, fss):
     for category in (fss / "data").iterdir():
         category.rename(fss / category.name)
     (fss / "data").rmdir()
-    want, found = (load_benchmark("fss1000", root, shots=2, image_size=48, episodes=12) for root in (bench, fss))
+    want, found = (
+        load_benchmark("fss1000", root, shots=2, image_size=48, episodes=12)
+        for root in (bench, fss)
+    )
     found.check_files()
     for i in (0, 11):
         assert np.array_equal(found[i].query_rgb, want[i].query_rgb)

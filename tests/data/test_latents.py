@@ -8,7 +8,14 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from training_runs import differing, log_lines, make_few_shapes, reset_accelerate, weights, write_tiny_base
+from training_runs import (
+    differing,
+    log_lines,
+    make_few_shapes,
+    reset_accelerate,
+    weights,
+    write_tiny_base,
+)
 
 from diffews import InputError
 from diffews.cli.commands import run_train
@@ -60,7 +67,12 @@ def first_run(train_words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first_run")
     reset_accelerate()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        run_train(load(TrainConfig, [*train_words[1:], f"cache={folder / 'cache'}", f"out={folder / 'out'}"]))
+        run_train(
+            load(
+                TrainConfig,
+                [*train_words[1:], f"cache={folder / 'cache'}", f"out={folder / 'out'}"],
+            )
+        )
     return folder
 
 
@@ -72,10 +84,14 @@ def own_cache(first_run, tmp_path):
 
 def test_a_run_that_fills_its_cache_trains_the_same_to_the_bit(trained, first_run):
     assert differing(weights(trained), weights(first_run / "out")) == []
-    assert [line.loss for line in log_lines(trained)] == [line.loss for line in log_lines(first_run / "out")]
+    assert [line.loss for line in log_lines(trained)] == [
+        line.loss for line in log_lines(first_run / "out")
+    ]
 
 
-@pytest.mark.parametrize("words", [["sample_posterior=false"], ["workers=2", "shots=1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["sample_posterior=false"], ["workers=2", "shots=1"]], ids=" ".join
+)
 def test_cached_training_is_the_same_to_the_bit(train, own_cache, tmp_path, words):
     plain = train(*words, "steps=2", out=tmp_path / "plain")
     cached = train(*words, "steps=2", f"cache={own_cache}", out=tmp_path / "cached")
@@ -88,7 +104,9 @@ def test_without_a_cache_nothing_is_encoded_before_the_first_step(trainer, monke
     assert type(trainer().source()) is PixelSource
 
 
-def test_the_cache_holds_mean_and_deviation_of_every_picture_and_mask(trainer, benchmark, tiny_base, own_cache):
+def test_the_cache_holds_mean_and_deviation_of_every_picture_and_mask(
+    trainer, benchmark, tiny_base, own_cache
+):
     cache = trainer(f"cache={own_cache}").source()
     vae = load_vae(tiny_base, torch.float32)
     pictures = {sample for samples in benchmark.images.values() for sample in samples}
@@ -195,13 +213,19 @@ def test_a_mask_that_vanishes_is_drawn_again_from_the_cache_too(cache, benchmark
     state[-1] = 2  # as a mask without a pixel is kept
     state.flush()
     episodes = TrainingEpisodes(benchmark, seed=0)
-    index = next(i for i in range(9999) if (e := episodes.draw(i, 1)).query == sample and e.class_id == class_id)
+    index = next(
+        i
+        for i in range(9999)
+        if (e := episodes.draw(i, 1)).query == sample and e.class_id == class_id
+    )
     assert cache().read(episodes.draw(index, 1)) is None
     assert episodes.batch(cache(), [index], 1).episodes != [episodes.draw(index, 1)]
 
 
 def test_a_vanishing_mask_is_kept_as_empty(benchmark, tmp_path, few_shapes):
-    cache = LatentCache(tmp_path / "cache", benchmark, 2, "", LATENT)  # two pixels leave most masks out
+    cache = LatentCache(
+        tmp_path / "cache", benchmark, 2, "", LATENT
+    )  # two pixels leave most masks out
     cache.prepare()
     cache.fill(lambda pixels, pooled: torch.zeros(2, *LATENT), workers=0)
     _, state = kept(cache)
@@ -234,7 +258,9 @@ def test_too_little_disk_is_said_before_it_starts(refused, train_words, tmp_path
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 100_000, 100_000))
     message = refused(*train_words, f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}")
-    assert f"cache={tmp_path / 'cache'} takes " in message and "GB and the disk has 0.0 GB" in message
+    assert (
+        f"cache={tmp_path / 'cache'} takes " in message and "GB and the disk has 0.0 GB" in message
+    )
     assert not (tmp_path / "cache" / "latents.npy").exists()
 
 

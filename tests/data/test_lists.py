@@ -41,22 +41,30 @@ def test_the_folders_lists_are_taken_unless_the_built_in_ones_are_asked_for(tmp_
 
 
 def test_insisting_on_the_folder_names_what_is_missing(tmp_path):
-    with pytest.raises(InputError, match=r"splits=folder, but there is neither .*fold0.json nor fold0.pkl"):
+    with pytest.raises(
+        InputError, match=r"splits=folder, but there is neither .*fold0.json nor fold0.pkl"
+    ):
         read(tmp_path, "folder")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("where", ["whole", "value", "key"])
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(runs_code, tmp_path, protocol, where):
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
+    runs_code, tmp_path, protocol, where
+):
     marker, file = tmp_path / "it ran", tmp_path / "fold0.pkl"
     bomb = runs_code(marker)
-    content = pickle.dumps({"whole": bomb, "value": {0: [bomb]}, "key": {bomb: []}}[where], protocol)
+    content = pickle.dumps(
+        {"whole": bomb, "value": {0: [bomb]}, "key": {bomb: []}}[where], protocol
+    )
     pickle.loads(content)
     assert marker.exists()  # the bomb is live ...
     marker.unlink()
 
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"fold0.pkl is refused: it names .*open, which could run code"):
+    with pytest.raises(
+        InputError, match=r"fold0.pkl is refused: it names .*open, which could run code"
+    ):
         read(tmp_path)
     assert not marker.exists()  # ... and did not go off here
 
@@ -79,9 +87,14 @@ def test_damaged_and_hand_made_pickles_are_refused(tmp_path, content):
         read_pickle(tmp_path / "fold0.pkl")
 
 
-@pytest.mark.parametrize("content", [[1, 2], {0: "a.jpg"}, {0: [1]}, {"cat": ["a.jpg"]}, {-1: ["a.jpg"]}, None])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {0: "a.jpg"}, {0: [1]}, {"cat": ["a.jpg"]}, {-1: ["a.jpg"]}, None]
+)
 def test_other_content_than_lists_by_class_is_refused(tmp_path, content):
-    for file, data in (("fold0.json", json.dumps(content).encode()), ("fold0.pkl", pickle.dumps(content))):
+    for file, data in (
+        ("fold0.json", json.dumps(content).encode()),
+        ("fold0.pkl", pickle.dumps(content)),
+    ):
         (tmp_path / file).write_bytes(data)
         with pytest.raises(InputError, match=rf"{file}.*image names"):
             read(tmp_path)

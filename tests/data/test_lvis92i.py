@@ -21,9 +21,13 @@ def test_a_fold_takes_every_tenth_class_that_has_more_pictures_than_shots(bench)
         for fold in (0, 4, 9):
             data = load_benchmark("lvis92i", bench, fold=fold, shots=shots)
             count = len(usable) // 10
-            assert list(data.class_names.values()) == [str(name) for name in usable[fold::10][:count]]
+            assert list(data.class_names.values()) == [
+                str(name) for name in usable[fold::10][:count]
+            ]
             assert data.class_ids == list(range(count)) and len(data) == 2300
-            assert [episode.class_id for episode in data.episodes] == [i % count for i in range(2300)]
+            assert [episode.class_id for episode in data.episodes] == [
+                i % count for i in range(2300)
+            ]
 
 
 # ---- segmentations ----
@@ -67,11 +71,23 @@ def first(lvis):
 
 @pytest.mark.parametrize(
     "annotations",
-    [None, 7, [None], [{}], [{"segmentation": None}], [{"segmentation": []}], [{"segmentation": "a"}]],
+    [
+        None,
+        7,
+        [None],
+        [{}],
+        [{"segmentation": None}],
+        [{"segmentation": []}],
+        [{"segmentation": "a"}],
+    ],
 )
-def test_an_annotation_without_a_segmentation_is_refused(refused_eval, change, table, first, annotations):
+def test_an_annotation_without_a_segmentation_is_refused(
+    refused_eval, change, table, first, annotations
+):
     class_name, picture, _ = first
-    change(table, lambda content: content[class_name].update({picture: {"annotations": annotations}}))
+    change(
+        table, lambda content: content[class_name].update({picture: {"annotations": annotations}})
+    )
     message = refused_eval("lvis92i", table.parents[1])
     assert message.startswith(f"{table}: class {class_name!r}, {picture}: no ")
 
@@ -80,19 +96,30 @@ def test_a_picture_without_the_key_annotations_is_refused(refused_eval, change, 
     class_name, picture, _ = first
     change(table, lambda content: content[class_name].update({picture: {}}))
     message = refused_eval("lvis92i", table.parents[1])
-    assert message.startswith(f"{table}: class {class_name!r}, {picture}: ") and "annotations" in message
+    assert (
+        message.startswith(f"{table}: class {class_name!r}, {picture}: ")
+        and "annotations" in message
+    )
 
 
-@pytest.mark.parametrize("polygon", [[], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], ["a"] * 6, [None] * 6, 5])
+@pytest.mark.parametrize(
+    "polygon", [[], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], ["a"] * 6, [None] * 6, 5]
+)
 def test_a_polygon_that_is_none_is_refused(refused_eval, change, table, first, polygon):
     class_name, picture, _ = first
     annotations = [{"segmentation": [polygon]}]
-    change(table, lambda content: content[class_name].update({picture: {"annotations": annotations}}))
+    change(
+        table, lambda content: content[class_name].update({picture: {"annotations": annotations}})
+    )
     message = refused_eval("lvis92i", table.parents[1])
-    assert message.startswith(f"{table}: class {class_name!r}, {picture}: ") and "polygon" in message
+    assert (
+        message.startswith(f"{table}: class {class_name!r}, {picture}: ") and "polygon" in message
+    )
 
 
-@pytest.mark.parametrize("damage", ["size", "no size", "no counts", "number", "short", "long", "cut"])
+@pytest.mark.parametrize(
+    "damage", ["size", "no size", "no counts", "number", "short", "long", "cut"]
+)
 def test_a_run_length_code_of_another_size_is_refused(refused_eval, change, table, first, damage):
     class_name, picture, (height, width) = first
     code = coco_mask.encode(np.ones((height, width), np.uint8, order="F"))
@@ -106,14 +133,22 @@ def test_a_run_length_code_of_another_size_is_refused(refused_eval, change, tabl
         "cut": {"size": [height, width], "counts": b"34"},
     }[damage]
     annotations = [{"segmentation": code}]
-    change(table, lambda content: content[class_name].update({picture: {"annotations": annotations}}))
+    change(
+        table, lambda content: content[class_name].update({picture: {"annotations": annotations}})
+    )
     message = refused_eval("lvis92i", table.parents[1])
-    assert message.startswith(f"{table}: class {class_name!r}, {picture}: ") and "run-length" in message
+    assert (
+        message.startswith(f"{table}: class {class_name!r}, {picture}: ")
+        and "run-length" in message
+    )
 
 
 def test_a_class_that_holds_no_pictures_by_name_is_refused(refused_list, change, table, first):
     class_name, _, _ = first
-    for pictures in (["val2017/000000000001.jpg"], {1: {"annotations": []}, 2: {"annotations": []}}):
+    for pictures in (
+        ["val2017/000000000001.jpg"],
+        {1: {"annotations": []}, 2: {"annotations": []}},
+    ):
         change(table, lambda content, pictures=pictures: content.update({class_name: pictures}))
         assert str(table) in refused_list("lvis92i", table.parents[1])
 
@@ -132,13 +167,21 @@ def test_a_table_of_empty_classes_is_refused(refused_list, change, table):
 def test_a_class_with_fewer_pictures_than_an_episode_needs_is_no_class(change, table, first, kept):
     class_name, _, _ = first
     before = load_benchmark("lvis92i", table.parents[1]).class_names
-    change(table, lambda content: content.update({class_name: dict(list(content[class_name].items())[:kept])}))
+    change(
+        table,
+        lambda content: content.update(
+            {class_name: dict(list(content[class_name].items())[:kept])}
+        ),
+    )
     after = load_benchmark("lvis92i", table.parents[1])
     assert str(class_name) in before.values() and str(class_name) not in after.class_names.values()
 
 
 def test_a_table_that_names_a_missing_picture_is_refused(refused_eval, change, table, first):
     class_name, _, _ = first
-    change(table, lambda content: content.update({class_name: {f"val2017/no{i}.jpg": {} for i in range(2)}}))
+    change(
+        table,
+        lambda content: content.update({class_name: {f"val2017/no{i}.jpg": {} for i in range(2)}}),
+    )
     message = refused_eval("lvis92i", table.parents[1])
     assert "val2017/no" in message and "does not exist" in message

@@ -49,9 +49,13 @@ def make_content():
     """Five classes, ids with gaps and out of order; four pictures of each; polygons, both codes, crowd regions."""
     images, annotations = [], []
     for number in range(20):
-        images.append({"id": 70 + number, "file_name": f"set/{number}.jpg", "height": HEIGHT, "width": WIDTH})
+        images.append(
+            {"id": 70 + number, "file_name": f"set/{number}.jpg", "height": HEIGHT, "width": WIDTH}
+        )
         common = {"image_id": 70 + number, "category_id": 11 * (number % 5 + 1)}
-        annotations.append({**common, "id": 3 * number, "segmentation": [square(4, 4, 10), square(20, 12, 8)]})
+        annotations.append(
+            {**common, "id": 3 * number, "segmentation": [square(4, 4, 10), square(20, 12, 8)]}
+        )
         if number % 2:
             code = run_lengths(square_pixels(10, 10, 12))
             annotations.append({**common, "id": 3 * number + 1, "segmentation": code, "iscrowd": 1})
@@ -60,7 +64,9 @@ def make_content():
             annotations.append({**common, "id": 3 * number + 1, "segmentation": code, "iscrowd": 0})
         other = {"image_id": 70 + number, "category_id": 11 * ((number + 1) % 5 + 1)}
         code = run_lengths(square_pixels(0, 20, 9))
-        annotations.append({**other, "id": 3 * number + 2, "segmentation": code, "iscrowd": number % 2})
+        annotations.append(
+            {**other, "id": 3 * number + 2, "segmentation": code, "iscrowd": number % 2}
+        )
     categories = [{"id": 11 * (k + 1), "name": name} for k, name in enumerate(NAMES)]
     return {"images": images, "annotations": annotations, "categories": categories[::-1]}
 
@@ -78,7 +84,9 @@ def mine(tmp_path, picture):
 
 
 def open_mine(mine, split="test", fold: int | None = 0, **options):
-    return open_benchmark("coco_json", "", fold, split, annotations=mine.file, images=mine.photos, **options)
+    return open_benchmark(
+        "coco_json", "", fold, split, annotations=mine.file, images=mine.photos, **options
+    )
 
 
 @pytest.fixture
@@ -90,7 +98,9 @@ def zoo(tmp_path, picture):
         for number in range(3):
             picture(10 * k + number, WIDTH, HEIGHT).save(root / name / f"{number}.jpg")
             mask = square_pixels(4 + k, 6 + number, 16)
-            Image.fromarray(mask * np.uint8(255 if number else 1)).save(root / name / f"{number}.png")
+            Image.fromarray(mask * np.uint8(255 if number else 1)).save(
+                root / name / f"{number}.png"
+            )
     return root
 
 
@@ -117,7 +127,9 @@ def test_without_a_fold_all_classes_are_trained_on(mine, zoo):
 
 
 def test_a_split_without_a_class_is_refused_by_its_numbers():
-    with pytest.raises(ValueError, match="no class is left for the test split: 2 classes, folds=4, fold=3"):
+    with pytest.raises(
+        ValueError, match="no class is left for the test split: 2 classes, folds=4, fold=3"
+    ):
         split_classes(["a", "b"], 3, 4, (), "test")
     with pytest.raises(ValueError, match="no class is left for the train split"):
         split_classes(["a", "b"], None, 4, ["a", "b"], "train")
@@ -175,13 +187,23 @@ def test_a_picture_knows_all_its_classes(mine):
 
 
 def test_episodes_are_drawn_once_and_decode(mine):
-    episodes = load_benchmark("coco_json", "", 1, shots=2, annotations=mine.file, images=mine.photos, image_size=SIDE)
+    episodes = load_benchmark(
+        "coco_json", "", 1, shots=2, annotations=mine.file, images=mine.photos, image_size=SIDE
+    )
     assert len(episodes) == 1000 and {episode.class_id for episode in episodes.episodes} == {1}
-    again = load_benchmark("coco_json", "", 1, shots=2, annotations=mine.file, images=mine.photos, image_size=SIDE)
+    again = load_benchmark(
+        "coco_json", "", 1, shots=2, annotations=mine.file, images=mine.photos, image_size=SIDE
+    )
     assert again.episodes.sha256 == episodes.episodes.sha256
     decoded = episodes[0]
-    assert decoded.query_rgb.shape == (3, SIDE, SIDE) and decoded.support_masks.shape == (2, SIDE, SIDE)
-    assert all(mask.any() and not mask.all() for mask in (decoded.query_mask, *decoded.support_masks))
+    assert decoded.query_rgb.shape == (3, SIDE, SIDE) and decoded.support_masks.shape == (
+        2,
+        SIDE,
+        SIDE,
+    )
+    assert all(
+        mask.any() and not mask.all() for mask in (decoded.query_mask, *decoded.support_masks)
+    )
     for episode in episodes.episodes:
         assert episode.query not in episode.supports
 
@@ -191,7 +213,9 @@ def test_annotations_and_images_belong_together(mine, refused):
         words = [word for i, word in enumerate(mine.words) if i != left_out]
         assert "needs annotations=FILE and images=DIR" in refused("episodes", *words)
     assert "no such folder" in refused("episodes", *mine.words, "images=nowhere")
-    assert "nowhere.json does not exist" in refused("episodes", *mine.words, "annotations=nowhere.json")
+    assert "nowhere.json does not exist" in refused(
+        "episodes", *mine.words, "annotations=nowhere.json"
+    )
 
 
 @pytest.fixture
@@ -202,7 +226,11 @@ def refused_mine(mine, refused, tiny_base, tmp_path):
         edit(mine.content)
         mine.file.write_text(json.dumps(mine.content))
         out = tmp_path / "out"
-        keys = [f"base={tiny_base}", f"out={out}", f"image_size={SIDE}", "steps=1"] if command == "train" else []
+        keys = (
+            [f"base={tiny_base}", f"out={out}", f"image_size={SIDE}", "steps=1"]
+            if command == "train"
+            else []
+        )
         message = refused(command, *mine.words, *keys, *words)
         assert not out.exists()
         return message
@@ -220,24 +248,60 @@ def drop(part, index, key):
 
 BAD = {
     "no annotations": (lambda c: c.pop("annotations"), "lacks the list 'annotations'"),
-    "annotations as a dictionary": (lambda c: c.update(annotations={}), "lacks the list 'annotations'"),
-    "an annotation that is a number": (lambda c: c["annotations"].append(7), "annotations[60] lacks the key 'id'"),
-    "a category without a name": (drop("categories", 2, "name"), "categories[2] lacks the key 'name'"),
-    "a picture without a file": (drop("images", 2, "file_name"), "images[2] lacks the key 'file_name'"),
+    "annotations as a dictionary": (
+        lambda c: c.update(annotations={}),
+        "lacks the list 'annotations'",
+    ),
+    "an annotation that is a number": (
+        lambda c: c["annotations"].append(7),
+        "annotations[60] lacks the key 'id'",
+    ),
+    "a category without a name": (
+        drop("categories", 2, "name"),
+        "categories[2] lacks the key 'name'",
+    ),
+    "a picture without a file": (
+        drop("images", 2, "file_name"),
+        "images[2] lacks the key 'file_name'",
+    ),
     "a picture without a size": (drop("images", 2, "height"), "images[2] lacks the key 'height'"),
-    "a size in words": (put("images", 2, height="large"), "image 72 has the width and height 40 x large"),
-    "no segmentation": (drop("annotations", 5, "segmentation"), "annotations[5] lacks the key 'segmentation'"),
-    "a dangling picture": (put("annotations", 5, image_id=5), "annotation 5 has the image_id 5, which is not there"),
-    "a dangling class": (put("annotations", 5, category_id=5), "annotation 5 has the category_id 5, which is not"),
+    "a size in words": (
+        put("images", 2, height="large"),
+        "image 72 has the width and height 40 x large",
+    ),
+    "no segmentation": (
+        drop("annotations", 5, "segmentation"),
+        "annotations[5] lacks the key 'segmentation'",
+    ),
+    "a dangling picture": (
+        put("annotations", 5, image_id=5),
+        "annotation 5 has the image_id 5, which is not there",
+    ),
+    "a dangling class": (
+        put("annotations", 5, category_id=5),
+        "annotation 5 has the category_id 5, which is not",
+    ),
     "a picture id twice": (put("images", 1, id=70), "the id 70 stands twice in images"),
     "an annotation id twice": (put("annotations", 1, id=0), "the id 0 stands twice in annotations"),
     "a category id twice": (put("categories", 1, id=55), "the id 55 stands twice in categories"),
     "an id that is a list": (put("images", 1, id=[70]), "images[1] has the id [70]"),
-    "a file name twice": (put("images", 1, file_name="set/0.jpg"), "image 71 has the file_name 'set/0.jpg'"),
+    "a file name twice": (
+        put("images", 1, file_name="set/0.jpg"),
+        "image 71 has the file_name 'set/0.jpg'",
+    ),
     "a file name that is a number": (put("images", 1, file_name=1), "image 71 has the file_name 1"),
-    "a way out": (put("images", 1, file_name="../x.jpg"), "image 71 has the file_name '../x.jpg', which leads out"),
-    "a hidden way out": (put("images", 1, file_name="set/../../x.jpg"), "which leads out of the folder"),
-    "an absolute name": (put("images", 1, file_name="/etc/passwd"), "which leads out of the folder"),
+    "a way out": (
+        put("images", 1, file_name="../x.jpg"),
+        "image 71 has the file_name '../x.jpg', which leads out",
+    ),
+    "a hidden way out": (
+        put("images", 1, file_name="set/../../x.jpg"),
+        "which leads out of the folder",
+    ),
+    "an absolute name": (
+        put("images", 1, file_name="/etc/passwd"),
+        "which leads out of the folder",
+    ),
 }
 
 
@@ -250,19 +314,37 @@ def test_a_wrong_entry_is_refused_by_file_and_key(mine, refused_mine, edit, word
 CODE = compressed(square_pixels(4, 4, 9))
 BAD_SEGMENTATIONS = {
     "two points": ([[1, 1, 9, 9]], "a polygon needs at least three points"),
-    "an odd number": ([[1, 1, 9, 9, 4, 4, 2]], "a polygon needs at least three points, x and y in turn"),
+    "an odd number": (
+        [[1, 1, 9, 9, 4, 4, 2]],
+        "a polygon needs at least three points, x and y in turn",
+    ),
     "words": ([["a"] * 6], "a polygon holds what is no coordinate"),
     "nothing for numbers": ([[None] * 6], "a polygon holds what is no coordinate"),
-    "pairs": ([[[1, 1], [9, 9], [1, 9], [2, 2], [3, 3], [4, 4]]], "a polygon holds what is no coordinate"),
+    "pairs": (
+        [[[1, 1], [9, 9], [1, 9], [2, 2], [3, 3], [4, 4]]],
+        "a polygon holds what is no coordinate",
+    ),
     "infinity": ([[float("inf"), 1, 9, 9, 4, 4]], "a polygon holds what is no coordinate"),
-    "a coordinate out of all bounds": ([[1e300, 1, 9, 9, 4, 4]], "a polygon holds what is no coordinate"),
+    "a coordinate out of all bounds": (
+        [[1e300, 1, 9, 9, 4, 4]],
+        "a polygon holds what is no coordinate",
+    ),
     "nothing": ([], "no polygon and no run-length code"),
     "null": (None, "no polygon and no run-length code"),
-    "a code of another size": ({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}, "not of size 32 x 40"),
+    "a code of another size": (
+        {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]},
+        "not of size 32 x 40",
+    ),
     "a code without a size": ({"counts": [WIDTH * HEIGHT]}, "not of size 32 x 40"),
-    "a code whose size is a number": ({"size": 32, "counts": [WIDTH * HEIGHT]}, "not of size 32 x 40"),
+    "a code whose size is a number": (
+        {"size": 32, "counts": [WIDTH * HEIGHT]},
+        "not of size 32 x 40",
+    ),
     "a code without counts": ({"size": [HEIGHT, WIDTH]}, "not of size 32 x 40"),
-    "a code that ends early": ({"size": [HEIGHT, WIDTH], "counts": [3, 2]}, "counts do not fill 32 x 40 pixels"),
+    "a code that ends early": (
+        {"size": [HEIGHT, WIDTH], "counts": [3, 2]},
+        "counts do not fill 32 x 40 pixels",
+    ),
     "a cut text": (
         {"size": [HEIGHT, WIDTH], "counts": compressed(square_pixels(4, 4, 9))["counts"][:7]},
         "do not fill",
@@ -280,17 +362,28 @@ def test_a_wrong_segmentation_is_refused_where_it_is_read(mine, segmentation, wo
     assert f"{mine.file}: annotation 0: " in str(caught.value) and words in str(caught.value)
 
 
-def test_a_wrong_segmentation_ends_an_evaluation_and_leaves_no_folder(mine, refused, weight, base, tmp_path):
+def test_a_wrong_segmentation_ends_an_evaluation_and_leaves_no_folder(
+    mine, refused, weight, base, tmp_path
+):
     for annotation in mine.content["annotations"]:
         annotation["segmentation"] = [[1, 1, 9, 9]]
     mine.file.write_text(json.dumps(mine.content))
-    words = [f"weight={weight}", f"base={base}", "fold=0", "image_size=64", "episodes=1", "workers=0"]
+    words = [
+        f"weight={weight}",
+        f"base={base}",
+        "fold=0",
+        "image_size=64",
+        "episodes=1",
+        "workers=0",
+    ]
     message = refused("eval", *mine.words, *words, f"out={tmp_path / 'out'}")
     assert str(mine.file) in message and "a polygon needs at least three points" in message
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [b'{"images": [{"id": 1', b'{"images": "caf\xe9"}', b"[1, 2]", b""])
+@pytest.mark.parametrize(
+    "content", [b'{"images": [{"id": 1', b'{"images": "caf\xe9"}', b"[1, 2]", b""]
+)
 def test_a_file_that_is_no_coco_file_is_refused(mine, refused, content):
     mine.file.write_bytes(content)
     assert str(mine.file) in refused("episodes", *mine.words)
@@ -325,10 +418,14 @@ def test_a_folder_gives_its_classes_by_name_and_its_pictures_in_order(zoo):
     benchmark = open_benchmark("folder", zoo, None, "train")
     assert benchmark.class_names == dict(enumerate(sorted(NAMES)))
     for class_id, name in benchmark.class_names.items():
-        assert [sample.name for sample in benchmark.images[class_id]] == [f"{name}/{n}.jpg" for n in range(3)]
+        assert [sample.name for sample in benchmark.images[class_id]] == [
+            f"{name}/{n}.jpg" for n in range(3)
+        ]
         for number, sample in enumerate(benchmark.images[class_id]):
             picture = benchmark.decode(sample, class_id)
-            np.testing.assert_array_equal(picture.mask, square_pixels(4 + NAMES.index(name), 6 + number, 16))
+            np.testing.assert_array_equal(
+                picture.mask, square_pixels(4 + NAMES.index(name), 6 + number, 16)
+            )
             assert benchmark.classes_in(sample) == [class_id]
 
 
@@ -341,18 +438,24 @@ def test_pictures_saved_as_png_have_masks_of_their_own_name(zoo, picture):
     benchmark = open_benchmark("folder", zoo, None, "train")
     owl = sorted(NAMES).index("owl")
     samples = {sample.name: sample for sample in benchmark.images[owl]}
-    assert samples.keys() == {f"owl/{name}" for name in ("0.jpg", "1.jpg", "2.jpg", "late.png", "other.jpg")}
+    assert samples.keys() == {
+        f"owl/{name}" for name in ("0.jpg", "1.jpg", "2.jpg", "late.png", "other.jpg")
+    }
     decoded = benchmark.decode(samples["owl/late.png"], owl)
     np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(photo))
     np.testing.assert_array_equal(decoded.mask, square_pixels(1, 2, 5))
-    np.testing.assert_array_equal(benchmark.decode(samples["owl/other.jpg"], owl).mask, square_pixels(3, 3, 5))
+    np.testing.assert_array_equal(
+        benchmark.decode(samples["owl/other.jpg"], owl).mask, square_pixels(3, 3, 5)
+    )
 
 
 def test_photos_and_masks_are_turned_upright_together(zoo, picture):
     exif = Image.Exif()
     exif[274] = 6  # turn right by 90 degrees to see it upright
     picture(5, WIDTH, HEIGHT).save(zoo / "owl" / "0.jpg", exif=exif)
-    Image.fromarray(square_pixels(4, 6, 16).T.copy()).save(zoo / "owl" / "0.png")  # painted on the upright photo
+    Image.fromarray(square_pixels(4, 6, 16).T.copy()).save(
+        zoo / "owl" / "0.png"
+    )  # painted on the upright photo
     benchmark = open_benchmark("folder", zoo, None, "train")
     decoded = benchmark.decode(benchmark.images[3][0], 3)
     assert decoded.image.size == (HEIGHT, WIDTH) and decoded.mask.shape == (WIDTH, HEIGHT)
@@ -370,7 +473,9 @@ def test_a_photo_without_a_mask_is_refused_by_its_name(zoo, refused_zoo, picture
 
 def test_a_png_photo_without_a_mask_is_not_taken_for_a_mask(zoo, refused_zoo, picture):
     picture(1, WIDTH, HEIGHT).save(zoo / "crow" / "late.png")
-    assert refused_zoo() == f"{zoo / 'crow' / 'late.png'} has no mask; put it beside as late_mask.png"
+    assert (
+        refused_zoo() == f"{zoo / 'crow' / 'late.png'} has no mask; put it beside as late_mask.png"
+    )
 
 
 @pytest.mark.parametrize("name", ["1.jpg", "1.png"])
@@ -389,7 +494,9 @@ def test_a_class_folder_that_is_a_link_out_is_refused(zoo, refused_zoo, tmp_path
 
 def test_a_name_that_is_not_utf8_is_refused(zoo, refused_zoo):
     for suffix in (".jpg", ".png"):
-        os.rename(zoo / "crow" / f"1{suffix}", os.fsencode(zoo / "crow") + b"/caf\xe9" + suffix.encode())
+        os.rename(
+            zoo / "crow" / f"1{suffix}", os.fsencode(zoo / "crow") + b"/caf\xe9" + suffix.encode()
+        )
     assert "caf\\udce9.jpg': the name is not UTF-8 text; rename the file" in refused_zoo()
 
 
@@ -404,8 +511,12 @@ def test_names_in_other_scripts_are_taken(zoo, run):
 def test_a_folder_without_classes_or_of_no_place_is_refused(zoo, refused, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "photo.jpg").write_bytes(b"")
-    assert "no class folders in it" in refused("episodes", "benchmark=folder", f"data={tmp_path / 'bare'}")
-    assert "no such folder" in refused("episodes", "benchmark=folder", f"data={tmp_path / 'nowhere'}")
+    assert "no class folders in it" in refused(
+        "episodes", "benchmark=folder", f"data={tmp_path / 'bare'}"
+    )
+    assert "no such folder" in refused(
+        "episodes", "benchmark=folder", f"data={tmp_path / 'nowhere'}"
+    )
 
 
 def test_a_class_with_one_picture_is_refused_by_its_name(zoo, refused):
@@ -441,15 +552,27 @@ def test_masks_may_be_palette_one_bit_16_bit_or_grey_in_rgb(zoo):
     [
         (lambda m: palette_mask(m, (0, 15)), "holds the values 0, 15"),
         (lambda m: Image.fromarray(m.astype(np.uint16) * 65535), "holds the values 0, 65535"),
-        (lambda m: Image.fromarray(np.dstack([m * np.uint8(255), m, m])), "is a colour picture, not a mask"),
+        (
+            lambda m: Image.fromarray(np.dstack([m * np.uint8(255), m, m])),
+            "is a colour picture, not a mask",
+        ),
         (lambda m: Image.fromarray(m[:, :-1]), "the mask is 39 x 32, its picture 40 x 32"),
     ],
     ids=["palette", "16 bit", "colour", "size"],
 )
-def test_another_mask_ends_an_evaluation_in_one_line(zoo, refused, weight, base, tmp_path, make, words):
+def test_another_mask_ends_an_evaluation_in_one_line(
+    zoo, refused, weight, base, tmp_path, make, words
+):
     for number in range(3):
         make(square_pixels(7, 7, 9)).save(zoo / "crow" / f"{number}.png")
-    keys = [f"weight={weight}", f"base={base}", "image_size=64", "episodes=1", "workers=0", f"out={tmp_path / 'out'}"]
+    keys = [
+        f"weight={weight}",
+        f"base={base}",
+        "image_size=64",
+        "episodes=1",
+        "workers=0",
+        f"out={tmp_path / 'out'}",
+    ]
     message = refused("eval", "benchmark=folder", f"data={zoo}", "novel=crow", "fold=0", *keys)
     assert str(zoo / "crow") in message and words in message
     assert not (tmp_path / "out").exists()
@@ -463,9 +586,18 @@ def test_own_data_is_trained_on_evaluated_and_segmented(kind, mine, zoo, run, ti
     data = mine.words if kind == "coco_json" else ["benchmark=folder", f"data={zoo}"]
     data = [*data, "novel=owl,newt"]
     out, common = tmp_path / "mine", ["device=cpu", "dtype=fp32", f"image_size={SIDE}", "workers=0"]
-    steps = ["steps=3", "accumulate=1", "lr=1e-3", "shots=2", "validate_every=2", "validate_episodes=2"]
+    steps = [
+        "steps=3",
+        "accumulate=1",
+        "lr=1e-3",
+        "shots=2",
+        "validate_every=2",
+        "validate_episodes=2",
+    ]
     reset_accelerate()
-    trained = run("train", *data, *common, *steps, f"base={tiny_base}", f"out={out}", "checkpointing=false")
+    trained = run(
+        "train", *data, *common, *steps, f"base={tiny_base}", f"out={out}", "checkpointing=false"
+    )
     assert trained.code == 0, trained
     assert len((out / "log.jsonl").read_text().splitlines()) >= 3
     common = [*common, f"weight={out}", f"base={tiny_base}"]
@@ -474,7 +606,12 @@ def test_own_data_is_trained_on_evaluated_and_segmented(kind, mine, zoo, run, ti
     result = json.loads((tmp_path / "scores" / "result.json").read_text())
     assert result["episodes"] == 6 and set(result["per_class"]) <= {"owl", "newt"}
     photos = [zoo / "owl" / f"{n}.jpg" for n in range(2)]
-    words = [f"support={photos[0]}", f"mask={zoo / 'owl' / '0.png'}", f"query={photos[1]}", "threads=1"]
+    words = [
+        f"support={photos[0]}",
+        f"mask={zoo / 'owl' / '0.png'}",
+        f"query={photos[1]}",
+        "threads=1",
+    ]
     common.remove("workers=0")
     segmented = run("segment", *words, *common, f"out={tmp_path / 'masks'}")
     assert segmented.code == 0, segmented
@@ -484,7 +621,9 @@ def test_own_data_is_trained_on_evaluated_and_segmented(kind, mine, zoo, run, ti
 
 def test_a_training_run_never_shows_a_novel_class(mine):
     benchmark = open_mine(mine, "train", novel=["owl"])
-    assert 0 not in benchmark.images and all(len(samples) > 1 for samples in benchmark.images.values())
+    assert 0 not in benchmark.images and all(
+        len(samples) > 1 for samples in benchmark.images.values()
+    )
 
 
 # ---- detectron2 ----
@@ -500,8 +639,13 @@ def catalogue(mine):
                 segmentation = annotation["segmentation"]
                 if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
                     segmentation = coco_mask.frPyObjects(segmentation, HEIGHT, WIDTH)
-                kept = {"category_id": annotation["category_id"] // 11 - 1, "iscrowd": annotation.get("iscrowd", 0)}
-                annotations.append({**kept, "segmentation": segmentation, "bbox": [0, 0, 1, 1], "bbox_mode": 1})
+                kept = {
+                    "category_id": annotation["category_id"] // 11 - 1,
+                    "iscrowd": annotation.get("iscrowd", 0),
+                }
+                annotations.append(
+                    {**kept, "segmentation": segmentation, "bbox": [0, 0, 1, 1], "bbox_mode": 1}
+                )
         file = str(mine.photos / image["file_name"])
         record = {"file_name": file, "height": HEIGHT, "width": WIDTH, "image_id": image["id"]}
         records.append({**record, "annotations": annotations})
@@ -569,23 +713,36 @@ def test_episodes_and_the_check_run_on_a_catalogue(detectron2, run):
 
 def test_a_catalogues_name_is_looked_up(detectron2, refused):
     words = ["episodes", "benchmark=detectron2"]
-    assert "dataset=zooo is not registered in detectron2; did you mean 'zoo'?" in refused(*words, "dataset=zooo")
+    assert "dataset=zooo is not registered in detectron2; did you mean 'zoo'?" in refused(
+        *words, "dataset=zooo"
+    )
     assert "needs dataset=NAME" in refused(*words)
-    assert "dataset=nameless names no classes; set thing_classes" in refused(*words, "dataset=nameless")
+    assert "dataset=nameless names no classes; set thing_classes" in refused(
+        *words, "dataset=nameless"
+    )
 
 
 def test_without_detectron2_the_error_says_how_to_install_it(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
     message = refused("episodes", "benchmark=detectron2", "dataset=zoo")
-    assert "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2'" in message
+    assert (
+        "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2'"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
     "edit, words",
     [
         (lambda r: r[3].pop("height"), "zoo: record 3 lacks the key 'height'"),
-        (lambda r: r[3]["annotations"][0].pop("segmentation"), "set/3.jpg has an annotation without a segmentation"),
-        (lambda r: r[3]["annotations"][0].update(category_id=5), "the category_id 5, which is not there"),
+        (
+            lambda r: r[3]["annotations"][0].pop("segmentation"),
+            "set/3.jpg has an annotation without a segmentation",
+        ),
+        (
+            lambda r: r[3]["annotations"][0].update(category_id=5),
+            "the category_id 5, which is not there",
+        ),
         (lambda r: r[3]["annotations"][0].pop("category_id"), "lacks the key 'category_id'"),
         (lambda r: r.append(r[3]), "stands twice"),
     ],

@@ -13,8 +13,18 @@ from diffews.data.registry import load_benchmark, open_benchmark
 
 pytest_plugins = ("benchmark_fixtures",)
 
-SHIFTED = [[1, 4, 9, 11, 12, 15], [2, 6, 13, 18], [3, 7, 16, 17, 19, 20], [5, 8, 10, 14]]  # VOC classes, from 1
-IN_COCO = {"aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "sofa": "couch"}
+SHIFTED = [
+    [1, 4, 9, 11, 12, 15],
+    [2, 6, 13, 18],
+    [3, 7, 16, 17, 19, 20],
+    [5, 8, 10, 14],
+]  # VOC classes, from 1
+IN_COCO = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "sofa": "couch",
+}
 IN_COCO |= {"pottedplant": "potted plant", "tvmonitor": "tv"}
 
 
@@ -22,7 +32,10 @@ IN_COCO |= {"pottedplant": "potted plant", "tvmonitor": "tv"}
 @pytest.mark.parametrize("shots", [1, 5])
 def test_the_real_test_episodes_are_the_references(expected, tmp_path, fold, shots):
     golden = expected("real_episodes").json[f"pascal_fold{fold}_{shots}shot"]
-    names = [episode.names() for episode in load_benchmark("pascal5i", tmp_path, fold=fold, shots=shots).episodes]
+    names = [
+        episode.names()
+        for episode in load_benchmark("pascal5i", tmp_path, fold=fold, shots=shots).episodes
+    ]
     assert len(names) == 1000
     assert names[:5] == golden["first"]
     assert names[-1:] == golden["last"]
@@ -34,7 +47,9 @@ def test_a_fold_tests_five_classes_in_a_row(bench, fold):
     data = load_benchmark("pascal5i", bench, fold=fold)
     assert data.class_ids == list(range(5 * fold, 5 * fold + 5))
     assert {episode.class_id for episode in data.episodes} == set(data.class_ids)
-    assert open_benchmark("pascal5i", bench, fold, "train").class_ids == [c for c in range(20) if c // 5 != fold]
+    assert open_benchmark("pascal5i", bench, fold, "train").class_ids == [
+        c for c in range(20) if c // 5 != fold
+    ]
 
 
 def test_class_names_are_the_20_of_voc_in_alphabetical_order():
@@ -59,22 +74,33 @@ def test_the_domain_shift_draws_from_the_published_lists_of_all_folds(tmp_path):
         for sample in samples
     }
     shifted = [open_benchmark("coco2pascal", tmp_path, fold, "test").images for fold in range(4)]
-    assert {(s.name, c) for images in shifted for c, samples in images.items() for s in samples} == listed
+    assert {
+        (s.name, c) for images in shifted for c, samples in images.items() for s in samples
+    } == listed
 
 
 def test_folder_lists_are_taken_unless_the_built_in_ones_are_asked_for(bench, tmp_path):
     sha = {
         (root, splits): load_benchmark("pascal5i", root, splits=splits).episodes.sha256
-        for root, splits in ((bench, "auto"), (bench, "folder"), (bench, "builtin"), (tmp_path, "auto"))
+        for root, splits in (
+            (bench, "auto"),
+            (bench, "folder"),
+            (bench, "builtin"),
+            (tmp_path, "auto"),
+        )
     }
-    assert sha[bench, "auto"] == sha[bench, "folder"] != sha[bench, "builtin"] == sha[tmp_path, "auto"]
+    assert (
+        sha[bench, "auto"] == sha[bench, "folder"] != sha[bench, "builtin"] == sha[tmp_path, "auto"]
+    )
 
 
 def test_the_boundary_is_ignored_and_other_classes_are_background(bench):
     data = load_benchmark("pascal5i", bench, image_size=48, episodes=6)
     assert any(data[i].query_ignore.any() for i in range(6))
     for i, drawn in enumerate(data.episodes):
-        with Image.open(bench / "VOC2012" / "SegmentationClassAug" / f"{drawn.query.name}.png") as file:
+        with Image.open(
+            bench / "VOC2012" / "SegmentationClassAug" / f"{drawn.query.name}.png"
+        ) as file:
             classes = np.asarray(file)
         rows, columns = (np.arange(48) * side // 48 for side in classes.shape)
         resized = classes[np.ix_(rows, columns)]
@@ -94,7 +120,9 @@ def without(text, voc_class):
     return [line for line in text.splitlines() if not line.endswith(f"__{voc_class:02d}")]
 
 
-@pytest.mark.parametrize("line", ["hello", "2008_000000__", "2008_000000__00", "2008_000000__21", "2008_000000_1"])
+@pytest.mark.parametrize(
+    "line", ["hello", "2008_000000__", "2008_000000__00", "2008_000000__21", "2008_000000_1"]
+)
 def test_a_line_that_is_no_name_and_class_is_refused(refused_list, voc, line):
     file = voc / "splits" / "val" / "fold0.txt"
     file.write_text(file.read_text() + line + "\n")
@@ -130,7 +158,9 @@ def first_mask(voc):
 def test_a_list_that_names_a_missing_picture_is_refused(refused_eval, voc):
     file = voc / "splits" / "val" / "fold0.txt"
     file.write_text("2001_999999__01\n" + file.read_text())
-    assert f"{voc / 'JPEGImages' / '2001_999999.jpg'} does not exist (2 of" in refused_eval("pascal5i", voc.parent)
+    assert f"{voc / 'JPEGImages' / '2001_999999.jpg'} does not exist (2 of" in refused_eval(
+        "pascal5i", voc.parent
+    )
 
 
 def test_a_missing_mask_is_refused(refused_eval, voc, first_mask):

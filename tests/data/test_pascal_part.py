@@ -27,11 +27,15 @@ def test_classes_are_the_parts_of_the_fold_in_turn(bench, lists, fold):
         for name, content in lists[FOLD_NAMES[fold]]["object"].items()
         for part, pictures in content["part"].items()
     }
-    usable = [name for name, p in parts.items() if p["train"] and p["val"] and name != "aeroplane+TAIL"]
+    usable = [
+        name for name, p in parts.items() if p["train"] and p["val"] and name != "aeroplane+TAIL"
+    ]
     assert list(data.class_names.items()) == list(enumerate(usable))
     assert len(data) == sum(len(pictures["val"]) for pictures in parts.values())
     assert ("aeroplane+TAIL" in parts) == (fold == 3)  # left out, but counted
-    assert [episode.class_id for episode in data.episodes] == [i % len(usable) for i in range(len(data))]
+    assert [episode.class_id for episode in data.episodes] == [
+        i % len(usable) for i in range(len(data))
+    ]
 
 
 def test_a_crop_is_the_box_of_the_object(bench):
@@ -100,7 +104,9 @@ def test_lists_that_lack_a_key_are_refused(refused_list, change, table, data, da
     assert str(table) in message and key in message
 
 
-def test_a_list_that_names_a_picture_without_annotations_is_refused(refused_list, change, table, data):
+def test_a_list_that_names_a_picture_without_annotations_is_refused(
+    refused_list, change, table, data
+):
     change(table, lambda content: head_of_birds(content)["val"].append("2010_999999"))
     assert "2010_999999.json does not exist" in refused_list("pascal_part", data)
 
@@ -109,14 +115,23 @@ def test_a_part_without_pictures_is_no_class_and_leaves_no_gap_in_the_ids(change
     before = load_benchmark("pascal_part", data).class_names
     change(table, lambda content: head_of_birds(content).update(val=[]))
     after = load_benchmark("pascal_part", data).class_names
-    assert list(after.items()) == list(enumerate(name for name in before.values() if name != "bird+head"))
+    assert list(after.items()) == list(
+        enumerate(name for name in before.values() if name != "bird+head")
+    )
 
 
 @pytest.mark.parametrize(("kept", "shots"), [(1, 1), (3, 3)])
 def test_a_class_with_too_few_pictures_is_refused(refused_list, change, table, data, kept, shots):
-    change(table, lambda content: head_of_birds(content).update(val=head_of_birds(content)["val"][:kept]))
+    change(
+        table,
+        lambda content: head_of_birds(content).update(val=head_of_birds(content)["val"][:kept]),
+    )
     message = refused_list("pascal_part", data, f"shots={shots}")
-    assert "class 0 (bird+head)" in message and str(table) in message and f"needs {shots + 1}" in message
+    assert (
+        "class 0 (bird+head)" in message
+        and str(table) in message
+        and f"needs {shots + 1}" in message
+    )
 
 
 def test_a_fold_of_empty_classes_is_refused(refused_list, change, table, data):
@@ -141,7 +156,9 @@ def test_a_fold_of_empty_classes_is_refused(refused_list, change, table, data):
         lambda content: [found.update(parts=["head"]) for found in content["object"]],
     ],
 )
-def test_an_annotation_file_without_proper_objects_is_refused(refused_list, change, annotation, data, damage):
+def test_an_annotation_file_without_proper_objects_is_refused(
+    refused_list, change, annotation, data, damage
+):
     change(annotation, damage)
     assert str(annotation) in refused_list("pascal_part", data)
 
@@ -167,11 +184,21 @@ def box(**changes):
         (box(xmin="-20"), "bndbox"),
         (lambda found: [part.pop("mask") for part in found["parts"]], "mask"),
         (lambda found: [part.update(mask=7) for part in found["parts"]], "mask"),
-        (lambda found: [part.update(mask=[{"size": [3, 3], "counts": "9"}]) for part in found["parts"]], "size"),
-        (lambda found: [part.update(mask=[[[1, 2, 3, 4]]]) for part in found["parts"]], "three points"),
+        (
+            lambda found: [
+                part.update(mask=[{"size": [3, 3], "counts": "9"}]) for part in found["parts"]
+            ],
+            "size",
+        ),
+        (
+            lambda found: [part.update(mask=[[[1, 2, 3, 4]]]) for part in found["parts"]],
+            "three points",
+        ),
     ],
 )
-def test_an_object_without_box_or_mask_is_refused(refused_eval, change, annotation, data, damage, key):
+def test_an_object_without_box_or_mask_is_refused(
+    refused_eval, change, annotation, data, damage, key
+):
     change(annotation, lambda content: [damage(found) for found in content["object"]])
     message = refused_eval("pascal_part", data)
     assert f"{annotation}: object " in message and key in message

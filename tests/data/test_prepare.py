@@ -23,9 +23,14 @@ from diffews.data.prepare import prepare_coco
 from diffews.data.registry import __file__ as lists_file
 
 PICTURES = 36
-EMPTY, CROWD_ONLY = 1035, 1034  # ids of a picture without annotations, and of one with crowd regions alone
+EMPTY, CROWD_ONLY = (
+    1035,
+    1034,
+)  # ids of a picture without annotations, and of one with crowd regions alone
 LEAST = 150  # pixels; what 2048 are to real pictures
-IDS = sorted(np.random.default_rng(7).permutation(np.arange(1, 91))[:80].tolist())  # with gaps, as COCO's
+IDS = sorted(
+    np.random.default_rng(7).permutation(np.arange(1, 91))[:80].tolist()
+)  # with gaps, as COCO's
 
 
 def pixels(file):
@@ -68,11 +73,18 @@ def make_instances():
                 code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
                 segmentation = {"size": code["size"], "counts": code["counts"].decode()}
             category = IDS[(number + 3 * position) % 8]
-            annotations.append({"image_id": image_id, "category_id": category, "segmentation": segmentation})
+            annotations.append(
+                {"image_id": image_id, "category_id": category, "segmentation": segmentation}
+            )
         if number % 5 == 0 or image_id == CROWD_ONLY:
-            crowd = {"size": [height, width], "counts": [0, height * width // 2, height * width - height * width // 2]}
+            crowd = {
+                "size": [height, width],
+                "counts": [0, height * width // 2, height * width - height * width // 2],
+            }
             category = IDS[(number + 5) % 8]
-            annotations.append({"image_id": image_id, "category_id": category, "segmentation": crowd, "iscrowd": 1})
+            annotations.append(
+                {"image_id": image_id, "category_id": category, "segmentation": crowd, "iscrowd": 1}
+            )
     order = draws.permutation(len(annotations))  # COCO's are not sorted by picture
     annotations = [{"iscrowd": 0, **annotations[i], "id": 50_000 - int(i)} for i in order]
     categories = [{"id": i, "name": name} for i, name in zip(IDS, CLASS_NAMES, strict=True)]
@@ -88,11 +100,16 @@ def own_class_map(content, picture, rasterizer, *, crowd=False, holes=False):
         value, segmentation = IDS.index(annotation["category_id"]) + 1, annotation["segmentation"]
         if isinstance(segmentation, list) and rasterizer == "fillpoly":
             for polygon in segmentation:
-                corners = np.array([[int(x), int(y)] for x, y in zip(polygon[::2], polygon[1::2], strict=True)])
+                corners = np.array(
+                    [[int(x), int(y)] for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+                )
                 cv2.fillPoly(class_map, [corners.astype(np.int32)], value)
             continue
         if isinstance(segmentation, list):
-            parts = [coco_mask.decode(coco_mask.frPyObjects([p], *class_map.shape))[..., 0] for p in segmentation]
+            parts = [
+                coco_mask.decode(coco_mask.frPyObjects([p], *class_map.shape))[..., 0]
+                for p in segmentation
+            ]
             filled = np.any(parts, 0)
         elif isinstance(segmentation["counts"], list):
             runs = segmentation["counts"]
@@ -101,7 +118,9 @@ def own_class_map(content, picture, rasterizer, *, crowd=False, holes=False):
         else:
             filled = coco_mask.decode(segmentation) > 0
         if holes:
-            contours, _ = cv2.findContours(filled.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            contours, _ = cv2.findContours(
+                filled.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+            )
             filled = cv2.drawContours(np.zeros_like(class_map), contours, -1, 1, cv2.FILLED) > 0
         class_map[filled] = value
     return class_map
@@ -131,7 +150,9 @@ def write_coco(root, content):
     folder = root / "splits" / "val"
     folder.mkdir(parents=True)
     for fold in range(4):
-        lists = {c: sorted(name for name, listed in pairs if listed == c) for c in range(fold, 80, 4)}
+        lists = {
+            c: sorted(name for name, listed in pairs if listed == c) for c in range(fold, 80, 4)
+        }
         (folder / f"fold{fold}.json").write_text(json.dumps(lists))
     return pairs
 
@@ -141,7 +162,14 @@ def coco2014(tmp_path):
     """root, content of the JSON, pairs that the lists hold, folder of the masks, and the command's words."""
     root, content = tmp_path / "COCO2014", make_instances()
     pairs = write_coco(root, content)
-    words = ["prepare", "benchmark=coco20i", f"data={tmp_path}", "parts=val2014", f"least_pixels={LEAST}", "workers=1"]
+    words = [
+        "prepare",
+        "benchmark=coco20i",
+        f"data={tmp_path}",
+        "parts=val2014",
+        f"least_pixels={LEAST}",
+        "workers=1",
+    ]
     masks = root / "annotations" / "val2014"
     return SimpleNamespace(root=root, content=content, pairs=pairs, masks=masks, words=words)
 
@@ -149,7 +177,9 @@ def coco2014(tmp_path):
 def rewrite(coco2014, edit):
     """Edits the JSON file; `edit` changes its content in place."""
     edit(coco2014.content)
-    (coco2014.root / "annotations" / "instances_val2014.json").write_text(json.dumps(coco2014.content))
+    (coco2014.root / "annotations" / "instances_val2014.json").write_text(
+        json.dumps(coco2014.content)
+    )
 
 
 def read_bytes(folder):
@@ -164,7 +194,9 @@ def test_masks_equal_an_independent_rasterisation(coco2014, run, rasterizer):
     run(*coco2014.words, f"rasterizer={rasterizer}")
     expected = own_class_maps(coco2014.content, rasterizer)
     assert {path.name for path in coco2014.masks.glob("*.png")} == expected.keys()
-    assert len(expected) == PICTURES - 2  # nothing for the picture without annotations, nor for crowd alone
+    assert (
+        len(expected) == PICTURES - 2
+    )  # nothing for the picture without annotations, nor for crowd alone
     for name, class_map in expected.items():
         np.testing.assert_array_equal(pixels(coco2014.masks / name), class_map)
 
@@ -181,7 +213,12 @@ def test_later_annotations_lie_over_earlier_ones(coco2014, run):
     def two(content):
         common = {"image_id": 1000, "iscrowd": 0}
         first = {**common, "id": 9, "category_id": IDS[5], "segmentation": whole}
-        second = {**common, "id": 3, "category_id": IDS[2], "segmentation": square}  # the file's order, not the ids'
+        second = {
+            **common,
+            "id": 3,
+            "category_id": IDS[2],
+            "segmentation": square,
+        }  # the file's order, not the ids'
         content["annotations"] = [first, second]
 
     rewrite(coco2014, two)
@@ -205,10 +242,16 @@ def test_a_killed_run_goes_on_and_ends_with_identical_files(coco2014, run):
         for copy in range(1, 30):
             shift = 10_000 * copy
             content["images"] = content["images"] + [
-                {**i, "id": i["id"] + shift, "file_name": f"COCO_val2014_{i['id'] + shift:012d}.jpg"} for i in images
+                {
+                    **i,
+                    "id": i["id"] + shift,
+                    "file_name": f"COCO_val2014_{i['id'] + shift:012d}.jpg",
+                }
+                for i in images
             ]
             content["annotations"] = content["annotations"] + [
-                {**a, "id": a["id"] + 10 * shift, "image_id": a["image_id"] + shift} for a in annotations
+                {**a, "id": a["id"] + 10 * shift, "image_id": a["image_id"] + shift}
+                for a in annotations
             ]
 
     run(*coco2014.words)
@@ -223,16 +266,21 @@ def test_a_killed_run_goes_on_and_ends_with_identical_files(coco2014, run):
     assert process.wait() == -signal.SIGKILL
     survivors = {path.name: path.stat().st_mtime_ns for path in coco2014.masks.glob("*.png")}
     assert 20 <= len(survivors) < 30 * (PICTURES - 2)
-    (coco2014.masks / ".COCO_val2014_000000001000.png.1.partial").write_bytes(b"half")  # what a kill may leave
+    (coco2014.masks / ".COCO_val2014_000000001000.png.1.partial").write_bytes(
+        b"half"
+    )  # what a kill may leave
     run(*coco2014.words)
     for name, changed in survivors.items():
         assert (coco2014.masks / name).stat().st_mtime_ns == changed  # not written again
     again = {path.name: path.read_bytes() for path in coco2014.masks.glob("*.png")}
-    assert again == {
-        f"COCO_val2014_{int(name[-16:-4]) + 10_000 * copy:012d}.png": content  # copies have their original's bytes
-        for name, content in uninterrupted.items()
-        for copy in range(30)
-    }
+    assert (
+        again
+        == {
+            f"COCO_val2014_{int(name[-16:-4]) + 10_000 * copy:012d}.png": content  # copies have their original's bytes
+            for name, content in uninterrupted.items()
+            for copy in range(30)
+        }
+    )
 
 
 def test_masks_that_went_missing_are_written_again_and_no_other(coco2014, run):
@@ -251,7 +299,9 @@ def test_another_rasteriser_in_the_same_folder_is_refused(coco2014, run, refused
     run(*coco2014.words)
     first = read_bytes(coco2014.masks)
     message = refused(*coco2014.words, "rasterizer=fillpoly")
-    assert str(coco2014.masks) in message and "rasterizer: pycocotools there, fillpoly now" in message
+    assert (
+        str(coco2014.masks) in message and "rasterizer: pycocotools there, fillpoly now" in message
+    )
     assert read_bytes(coco2014.masks) == first
 
 
@@ -277,12 +327,17 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_half_of_a_mask(coco2014, ref
 def test_right_masks_agree_with_every_listed_pair(coco2014, run):
     outcome = run(*coco2014.words)
     assert outcome.code == 0
-    assert f"val2014: {len(coco2014.pairs)} (picture, class) pairs agree with the lists, 0 are missing" in outcome.out
+    assert (
+        f"val2014: {len(coco2014.pairs)} (picture, class) pairs agree with the lists, 0 are missing"
+        in outcome.out
+    )
     assert outcome.out.rstrip().endswith("the masks are right, 100.00% of the pairs agree")
     assert len(coco2014.pairs) > 40
 
 
-def test_the_built_in_lists_are_what_masks_without_lists_of_their_own_are_compared_with(coco2014, run):
+def test_the_built_in_lists_are_what_masks_without_lists_of_their_own_are_compared_with(
+    coco2014, run
+):
     for file in (coco2014.root / "splits" / "val").iterdir():
         file.unlink()
     outcome = run(*coco2014.words)
@@ -357,7 +412,9 @@ FAULTS_OF_MASKS = [shift_classes, keep_crowd, fill_holes, take_masks_of_other_pi
 FAULTS_OF_MASKS += [lose_a_class, resize_a_mask, empty_all]
 
 
-@pytest.mark.parametrize("plant", [*FAULTS_OF_THE_FILE, *FAULTS_OF_MASKS], ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize(
+    "plant", [*FAULTS_OF_THE_FILE, *FAULTS_OF_MASKS], ids=lambda plant: plant.__name__
+)
 def test_the_self_check_finds_a_planted_fault_and_names_what_it_is_in(coco2014, run, plant):
     if plant in FAULTS_OF_THE_FILE:
         rewrite(coco2014, plant)
@@ -367,17 +424,26 @@ def test_the_self_check_finds_a_planted_fault_and_names_what_it_is_in(coco2014, 
     outcome = run(*coco2014.words)
     assert outcome.code == 1
     masks = {file.name: pixels(file) for file in coco2014.masks.glob("*.png")}
-    found = {(f"val2014/{name[:-4]}.jpg", c) for name, class_map in masks.items() for c in large(class_map)}
+    found = {
+        (f"val2014/{name[:-4]}.jpg", c)
+        for name, class_map in masks.items()
+        for c in large(class_map)
+    }
     missing, extra = coco2014.pairs - found, found - coco2014.pairs
     counts = f"{len(coco2014.pairs & found)} (picture, class) pairs agree with the lists, "
     counts += f"{len(missing)} are missing, {len(extra)} are too many"
     assert f"val2014: {counts}" in outcome.out
     for class_id in {c for _, c in missing | extra}:
         of_class = [sum(c == class_id for _, c in pairs) for pairs in (missing, extra)]
-        assert f"  {CLASS_NAMES[class_id]}: {of_class[0]} missing, {of_class[1]} too many" in outcome.out
+        assert (
+            f"  {CLASS_NAMES[class_id]}: {of_class[0]} missing, {of_class[1]} too many"
+            in outcome.out
+        )
     name, class_id = min(missing or extra)
     verdict = outcome.out.rstrip().splitlines()[-1]
-    assert "the masks are NOT right" in verdict and verdict.endswith(f"look at {name}, class {class_id}")
+    assert "the masks are NOT right" in verdict and verdict.endswith(
+        f"look at {name}, class {class_id}"
+    )
 
 
 def test_the_planted_faults_are_told_apart_by_what_is_missing_and_what_is_too_many(coco2014, run):
@@ -392,9 +458,16 @@ def test_the_planted_faults_are_told_apart_by_what_is_missing_and_what_is_too_ma
         return out
 
     lost = [line for line in report(lose_a_class).splitlines() if line.startswith("  ")]
-    assert len(lost) == 1 and lost[0].startswith("  motorcycle: ") and lost[0].endswith(" 0 too many")
-    assert f"0 (picture, class) pairs agree with the lists, {len(coco2014.pairs)} are missing" in report(empty_all)
-    assert "  boat: 0 missing, " in report(shift_classes)  # the ninth class, where the pictures have eight
+    assert (
+        len(lost) == 1 and lost[0].startswith("  motorcycle: ") and lost[0].endswith(" 0 too many")
+    )
+    assert (
+        f"0 (picture, class) pairs agree with the lists, {len(coco2014.pairs)} are missing"
+        in report(empty_all)
+    )
+    assert "  boat: 0 missing, " in report(
+        shift_classes
+    )  # the ninth class, where the pictures have eight
     assert run(*coco2014.words).code == 0
 
 
@@ -407,14 +480,23 @@ def bad(key, value, index=0, part="annotations"):
 
 BAD_CONTENT = {
     "a missing list": (lambda c: c.pop("annotations"), "lacks the list 'annotations'"),
-    "a missing key": (lambda c: c["annotations"][3].pop("category_id"), "annotations[3] lacks the key 'category_id'"),
+    "a missing key": (
+        lambda c: c["annotations"][3].pop("category_id"),
+        "annotations[3] lacks the key 'category_id'",
+    ),
     "no size": (lambda c: c["images"][2].pop("width"), "images[2] lacks the key 'width'"),
     "a size that is none": (bad("height", 0, part="images"), "image 1000 has the width and height"),
     "a dangling picture": (bad("image_id", 77), "image_id 77, which is not there"),
     "a dangling class": (bad("category_id", 777), "category_id 777, which is not there"),
     "an id that is a list": (bad("image_id", [1]), "image_id [1], which is not there"),
-    "annotation ids twice": (lambda c: c["annotations"].append(c["annotations"][0]), "stands twice in annotations"),
-    "picture ids twice": (lambda c: c["images"].append(c["images"][0]), "the id 1000 stands twice in images"),
+    "annotation ids twice": (
+        lambda c: c["annotations"].append(c["annotations"][0]),
+        "stands twice in annotations",
+    ),
+    "picture ids twice": (
+        lambda c: c["images"].append(c["images"][0]),
+        "the id 1000 stands twice in images",
+    ),
     "one category too few": (
         lambda c: (c.update(annotations=[]), c["categories"].pop()),
         "79 categories, not COCO's 80",
@@ -422,9 +504,15 @@ BAD_CONTENT = {
     "a line": (bad("segmentation", [[1, 1, 9, 9]]), "a polygon needs at least three points"),
     "an odd polygon": (bad("segmentation", [[1, 1, 9, 9, 4, 4, 5]]), "x and y in turn"),
     "a polygon of words": (bad("segmentation", [["a"] * 6]), "holds what is no coordinate"),
-    "a polygon without end": (bad("segmentation", [[float("nan"), 1, 9, 9, 4, 4]]), "holds what is no coordinate"),
+    "a polygon without end": (
+        bad("segmentation", [[float("nan"), 1, 9, 9, 4, 4]]),
+        "holds what is no coordinate",
+    ),
     "no segmentation": (bad("segmentation", []), "no polygon and no run-length code"),
-    "a code of another size": (bad("segmentation", {"size": [5, 5], "counts": [25]}), "is not of size"),
+    "a code of another size": (
+        bad("segmentation", {"size": [5, 5], "counts": [25]}),
+        "is not of size",
+    ),
 }
 
 
@@ -436,7 +524,10 @@ def test_a_wrong_entry_is_refused_by_file_and_key(coco2014, refused, edit, words
 
     rewrite(coco2014, change)
     message = refused(*coco2014.words, "rasterizer=fillpoly")
-    assert str(coco2014.root / "annotations" / "instances_val2014.json") in message and words in message
+    assert (
+        str(coco2014.root / "annotations" / "instances_val2014.json") in message
+        and words in message
+    )
     for path in coco2014.masks.glob("*.png"):  # what came before it is complete
         pixels(path)
     assert not list(coco2014.masks.glob(".*"))
@@ -447,7 +538,13 @@ def test_a_run_length_code_that_does_not_fill_the_picture_is_refused(coco2014, r
     def change(content):
         picture = content["images"][0]
         code = {"size": [picture["height"], picture["width"]], "counts": counts}
-        annotation = {"id": 1, "image_id": 1000, "category_id": IDS[0], "iscrowd": 0, "segmentation": code}
+        annotation = {
+            "id": 1,
+            "image_id": 1000,
+            "category_id": IDS[0],
+            "iscrowd": 0,
+            "segmentation": code,
+        }
         content["annotations"] = [annotation]
 
     rewrite(coco2014, change)
@@ -462,7 +559,9 @@ def test_an_error_in_a_worker_is_one_line_too(coco2014, refused, workers):
 
 
 @pytest.mark.parametrize("content", [b'{"images": [', b"\xff\xfe{}", b"[]"])
-def test_a_file_that_is_no_coco_json_is_refused_before_anything_is_written(coco2014, refused, content):
+def test_a_file_that_is_no_coco_json_is_refused_before_anything_is_written(
+    coco2014, refused, content
+):
     file = coco2014.root / "annotations" / "instances_val2014.json"
     file.write_bytes(content)
     assert str(file) in refused(*coco2014.words)
@@ -495,7 +594,9 @@ def test_the_file_name_of_a_picture_leads_nowhere_else(coco2014, refused, tmp_pa
 def test_images_2017_finds_the_pictures_in_a_2017_folder(coco2014, run, tmp_path, picture, place):
     run(*coco2014.words)
     for number, image in enumerate(coco2014.content["images"]):
-        folder = tmp_path / place / ("train2017", "val2017")[number % 2]  # COCO 2017 cut the same pictures otherwise
+        folder = (
+            tmp_path / place / ("train2017", "val2017")[number % 2]
+        )  # COCO 2017 cut the same pictures otherwise
         folder.mkdir(exist_ok=True)
         picture(number, image["width"], image["height"]).save(folder / f"{image['id']:012d}.jpg")
     words = ["check", "benchmark=coco20i", f"data={tmp_path}", "workers=1"]
@@ -521,9 +622,17 @@ def lvis_content(part):
     for number in range(8):
         url = f"http://images.cocodataset.org/{('train2017', 'val2017')[number % 2]}/{number:012d}.jpg"
         images.append({"id": number, "height": 24, "width": 24, "coco_url": url})
-    for number, (category, image) in enumerate((c, (5 * k + c) % 8) for k in range(6) for c in range(1, 21)):
+    for number, (category, image) in enumerate(
+        (c, (5 * k + c) % 8) for k in range(6) for c in range(1, 21)
+    ):
         annotations.append(
-            {"id": 900 - number, "image_id": image, "category_id": category, "segmentation": triangle, "area": 9.0}
+            {
+                "id": 900 - number,
+                "image_id": image,
+                "category_id": category,
+                "segmentation": triangle,
+                "area": 9.0,
+            }
         )
     categories = [{"id": c, "name": f"{part}_class_{c:02d}"} for c in (*range(20, 0, -1), 21)]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -554,7 +663,10 @@ def test_episodes_run_on_the_prepared_lvis(lvis, run, tmp_path, picture):
     run("prepare", "benchmark=lvis92i", f"data={tmp_path}")
     words = ["benchmark=lvis92i", f"data={tmp_path}", "fold=3"]
     episodes = json.loads(run("episodes", *words).out)
-    assert len(episodes) == 2300 and {class_id for class_id, _, _ in episodes} == {0, 1}  # classes 4 and 14 of 20
+    assert len(episodes) == 2300 and {class_id for class_id, _, _ in episodes} == {
+        0,
+        1,
+    }  # classes 4 and 14 of 20
     for number in range(8):
         folder = lvis / "coco" / ("train2017", "val2017")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -567,11 +679,20 @@ def test_episodes_run_on_the_prepared_lvis(lvis, run, tmp_path, picture):
     "edit, words",
     [
         (lambda c: c["images"][2].pop("coco_url"), "the key 'coco_url' is missing; is it LVIS v1?"),
-        (lambda c: c["annotations"][2].pop("segmentation"), "annotations[2] lacks the key 'segmentation'"),
-        (lambda c: c["annotations"][2].update(category_id=99), "category_id 99, which is not there"),
+        (
+            lambda c: c["annotations"][2].pop("segmentation"),
+            "annotations[2] lacks the key 'segmentation'",
+        ),
+        (
+            lambda c: c["annotations"][2].update(category_id=99),
+            "category_id 99, which is not there",
+        ),
         (lambda c: c["annotations"][2].update(image_id=99), "image_id 99, which is not there"),
         (lambda c: c["images"].append(c["images"][1]), "the id 1 stands twice in images"),
-        (lambda c: c["categories"].append(c["categories"][0]), "the id 20 stands twice in categories"),
+        (
+            lambda c: c["categories"].append(c["categories"][0]),
+            "the id 20 stands twice in categories",
+        ),
     ],
 )
 def test_a_wrong_lvis_file_is_refused_and_nothing_is_written(lvis, refused, tmp_path, edit, words):
@@ -594,7 +715,12 @@ def voc(tmp_path, picture):
     root, sbd = tmp_path / "VOC2012", tmp_path / "SBD" / "dataset"
     maps = {}
     for number, (source, name) in enumerate(
-        [("voc", "2007_000033"), ("voc", "2007_000061"), ("sbd", "2007_000061"), ("sbd", "2008_000002")]
+        [
+            ("voc", "2007_000033"),
+            ("voc", "2007_000061"),
+            ("sbd", "2007_000061"),
+            ("sbd", "2008_000002"),
+        ]
     ):
         class_map = np.zeros((30, 40), np.uint8)
         class_map[4:20, 6:30] = number + 1
@@ -602,17 +728,25 @@ def voc(tmp_path, picture):
             class_map[4, 6:30] = 255
             (root / "SegmentationClass").mkdir(parents=True, exist_ok=True)
             file = Image.fromarray(class_map, "P")
-            file.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())  # VOC's are palette pictures
+            file.putpalette(
+                np.random.default_rng(0).integers(0, 256, 768).tolist()
+            )  # VOC's are palette pictures
             file.save(root / "SegmentationClass" / f"{name}.png")
         else:
             (sbd / "cls").mkdir(parents=True, exist_ok=True)
-            truth = {"Boundaries": np.zeros((20, 1)), "Segmentation": class_map, "CategoriesPresent": [[number + 1]]}
+            truth = {
+                "Boundaries": np.zeros((20, 1)),
+                "Segmentation": class_map,
+                "CategoriesPresent": [[number + 1]],
+            }
             scipy_io.savemat(sbd / "cls" / f"{name}.mat", {"GTcls": truth}, do_compression=True)
         maps[source, name] = class_map
         (root / "JPEGImages").mkdir(exist_ok=True, parents=True)
         picture(number, 40, 30).save(root / "JPEGImages" / f"{name}.jpg")
     words = ["prepare", "benchmark=pascal5i", f"data={tmp_path}", f"sbd={sbd}", "workers=1"]
-    return SimpleNamespace(root=root, sbd=sbd, maps=maps, words=words, masks=root / "SegmentationClassAug")
+    return SimpleNamespace(
+        root=root, sbd=sbd, maps=maps, words=words, masks=root / "SegmentationClassAug"
+    )
 
 
 def test_vocs_masks_win_over_sbds_and_keep_their_boundary(voc, run):
@@ -669,8 +803,12 @@ def test_a_mat_file_of_something_else_is_refused(voc, refused):
 
 
 def test_an_empty_download_is_named(voc, refused, tmp_path):
-    assert f"{tmp_path / 'nowhere' / 'cls'}: nothing in it" in refused(*voc.words, f"sbd={tmp_path / 'nowhere'}")
-    assert "sbd= is missing" in refused(*[word for word in voc.words if not word.startswith("sbd=")])
+    assert f"{tmp_path / 'nowhere' / 'cls'}: nothing in it" in refused(
+        *voc.words, f"sbd={tmp_path / 'nowhere'}"
+    )
+    assert "sbd= is missing" in refused(
+        *[word for word in voc.words if not word.startswith("sbd=")]
+    )
     assert not voc.masks.exists()
 
 

@@ -53,10 +53,16 @@ def test_more_shots_add_supports_and_change_nothing_else(coco_train):
     episodes = TrainingEpisodes(coco_train, seed=7)
     for index in range(20):
         few, many = episodes.draw(index, 2), episodes.draw(index, 7)
-        assert (few.class_id, few.query, few.supports) == (many.class_id, many.query, many.supports[:2])
+        assert (few.class_id, few.query, few.supports) == (
+            many.class_id,
+            many.query,
+            many.supports[:2],
+        )
 
 
-@pytest.mark.parametrize(("fold", "pairs"), [(0, False), (1, False), (2, False), (3, False), (1, True)])
+@pytest.mark.parametrize(
+    ("fold", "pairs"), [(0, False), (1, False), (2, False), (3, False), (1, True)]
+)
 def test_no_novel_class_is_ever_a_training_episodes_class(tmp_path, fold, pairs):
     benchmark = open_benchmark("coco20i", tmp_path, fold, "train", "builtin")
     episodes = TrainingEpisodes(benchmark, seed=42, pairs=pairs)
@@ -169,12 +175,18 @@ def test_a_pair_of_one_class_has_supports_of_its_own():
     lone = listed({0: [f"{i}" for i in range(50)]})
     episodes = TrainingEpisodes(lone, seed=0, pairs=True)
     one, other = episodes.draw(0, 5), episodes.draw(1, 5)
-    assert (one.query, one.class_id) == (other.query, other.class_id) and one.supports != other.supports
+    assert (one.query, one.class_id) == (
+        other.query,
+        other.class_id,
+    ) and one.supports != other.supports
 
 
 def test_without_pairs_neighbours_have_nothing_in_common(coco_train):
     episodes = TrainingEpisodes(coco_train, seed=2)
-    assert sum(episodes.draw(2 * k, 1).query == episodes.draw(2 * k + 1, 1).query for k in range(100)) == 0
+    assert (
+        sum(episodes.draw(2 * k, 1).query == episodes.draw(2 * k + 1, 1).query for k in range(100))
+        == 0
+    )
 
 
 # ---- classes and masks that cannot be used ----
@@ -228,7 +240,9 @@ def test_an_episode_whose_mask_vanishes_is_drawn_again(vanishing):
         assert batch.episodes == [again] and batch.indices == [index]
         assert (batch.pictures[0, 1] == 255).any() and (batch.pictures[0, 3] == 255).any()
     kept = PixelSource(vanishing, 64).read(episodes.draw(indices[0], 1))
-    assert (kept[1] == 255).sum() == 3  # one pixel, three channels: at the pictures' own size it is there
+    assert (
+        kept[1] == 255
+    ).sum() == 3  # one pixel, three channels: at the pictures' own size it is there
 
 
 def test_masks_that_always_vanish_are_an_error(vanishing):
@@ -247,7 +261,12 @@ def test_pictures_come_in_the_order_that_is_promised(shapes_train):
     c = episode.class_id
     images = [(first, None, ""), (second, None, "")]
     masks = [(first, c, "white_on_black"), (second, c, "white_on_black")]
-    assert order == [(episode.query, None, ""), (episode.query, c, "white_on_black"), *images, *masks]
+    assert order == [
+        (episode.query, None, ""),
+        (episode.query, c, "white_on_black"),
+        *images,
+        *masks,
+    ]
     pictures = PixelSource(shapes_train, 64).read(episode)
     assert pictures.shape == (6, 3, 64, 64) and pictures.dtype == torch.uint8
     for row, (sample, class_id, _) in zip(pictures.numpy(), order, strict=True):

@@ -47,7 +47,9 @@ def hand_made(tmp_path):
 
     def make(*episodes):
         drawn = [
-            Episode(class_id, Sample(name(query)), tuple(Sample(name(support)) for support in supports))
+            Episode(
+                class_id, Sample(name(query)), tuple(Sample(name(support)) for support in supports)
+            )
             for class_id, query, supports in episodes
         ]
         return EpisodeDataset(benchmark, EpisodeList(drawn), image_size=8)
@@ -79,13 +81,18 @@ def test_figures_add_up_over_classes_and_episodes(hand_made):
     # class 0: rows {0, 7} on {0, 1}, then on {1, 2, 3, 4}: (1 + 0) / (3 + 6); class 4: rows {0, 1} on {3, 4, 5}: 0 / 5
     assert got["copy the support's mask"][0] == pytest.approx(100 * (1 / 9 + 0 / 5) / 2)
     # class 0: (2 + 4) / (6 + 6), class 4: 3 / 3; background (2 + 2 + 5) / (6 + 4 + 5)
-    assert got["oracle: every object"] == pytest.approx((100 * (6 / 12 + 3 / 3) / 2, 50 * (9 / 12 * 12 / 15 + 9 / 15)))
+    assert got["oracle: every object"] == pytest.approx(
+        (100 * (6 / 12 + 3 / 3) / 2, 50 * (9 / 12 * 12 / 15 + 9 / 15))
+    )
 
 
 def test_swapped_supports_are_of_another_novel_class_in_the_query(hand_made):
     dataset = hand_made((0, "query", ["first"]), (0, "alone", ["first"]), (4, "query", ["second"]))
     pairs = swap_supports(dataset, shots=3)
-    assert [old for old, _ in pairs] == [dataset.episodes[0], dataset.episodes[2]]  # `alone` has no other novel class
+    assert [old for old, _ in pairs] == [
+        dataset.episodes[0],
+        dataset.episodes[2],
+    ]  # `alone` has no other novel class
     (_, to_4), (_, to_0) = pairs
     assert (to_4.class_id, to_0.class_id) == (4, 0)
     assert to_4.query == to_0.query == Sample(name("query"))
@@ -125,9 +132,13 @@ def test_a_swapped_prediction_is_scored_against_both_classes(trained, novel):
     for index in range(len(pairs)):
         episode = swapped[index]
         output = pipeline(
-            episode.query_image, support_images=list(episode.support_images), support_masks=list(episode.support_masks)
+            episode.query_image,
+            support_images=list(episode.support_images),
+            support_masks=list(episode.support_masks),
         )
-        for counts, truth in zip(wanted.values(), (original[index].query_mask, episode.query_mask), strict=True):
+        for counts, truth in zip(
+            wanted.values(), (original[index].query_mask, episode.query_mask), strict=True
+        ):
             inter, union = intersection_and_union(output.masks[0], truth)
             counts.append((inter[1], union[1]))
     assert scores.keys() == wanted.keys()
@@ -135,8 +146,12 @@ def test_a_swapped_prediction_is_scored_against_both_classes(trained, novel):
         inter, union = np.sum(counts, axis=0)
         counted = scores[name]
         assert counted.episodes == len(pairs)
-        assert sum(value[1] for value in counted.inter.values()) == pytest.approx(inter, abs=len(pairs))
-        assert sum(value[1] for value in counted.union.values()) == pytest.approx(union, abs=len(pairs))
+        assert sum(value[1] for value in counted.inter.values()) == pytest.approx(
+            inter, abs=len(pairs)
+        )
+        assert sum(value[1] for value in counted.union.values()) == pytest.approx(
+            union, abs=len(pairs)
+        )
 
 
 def test_the_command_prints_a_table_and_writes_the_figures(run, trained, few_shapes, tmp_path):
@@ -160,13 +175,21 @@ def test_the_command_prints_a_table_and_writes_the_figures(run, trained, few_sha
     scores = without_model(dataset)
     for row in rows[1:4]:
         counted = scores[row["name"]]
-        assert (row["episodes"], row["miou"], row["fb_iou"]) == (12, counted.miou(), counted.fb_iou())
+        assert (row["episodes"], row["miou"], row["fb_iou"]) == (
+            12,
+            counted.miou(),
+            counted.fb_iou(),
+        )
     lines = outcome.out.splitlines()
     assert lines[0].split() == ["episodes", "mIoU", "FB-IoU"]
     for line, row in zip(lines[1:], rows, strict=True):
-        assert line.startswith(row["name"]) and line.endswith(f"{row['miou']:.1f}{row['fb_iou']:8.1f}")
+        assert line.startswith(row["name"]) and line.endswith(
+            f"{row['miou']:.1f}{row['fb_iou']:8.1f}"
+        )
 
 
-def test_a_run_that_is_not_there_is_refused_before_anything_is_computed(refused, trained, few_shapes, tmp_path):
+def test_a_run_that_is_not_there_is_refused_before_anything_is_computed(
+    refused, trained, few_shapes, tmp_path
+):
     words = [f"weight={trained}", f"data={few_shapes}", "episodes=10", f"runs={tmp_path / 'none'}"]
     assert str(tmp_path / "none") in refused("baselines", *words)

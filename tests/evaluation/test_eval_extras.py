@@ -111,7 +111,12 @@ def test_own_size_is_that_of_the_pipelines_masks(extra, pipe, dataset):
     records = lines(extra)
     for record, (inter, union) in zip(records, counts, strict=True):
         assert (
-            np.abs(np.subtract([record["own_size"]["inter"], record["own_size"]["union"]], [inter, union])).max() <= 4
+            np.abs(
+                np.subtract(
+                    [record["own_size"]["inter"], record["own_size"]["union"]], [inter, union]
+                )
+            ).max()
+            <= 4
         )
     want = miou(records, counts, dataset.class_ids)
     assert result(extra)["miou_own_size"] == pytest.approx(want, abs=0.02)
@@ -127,20 +132,29 @@ def inner(binary, distance):
 def test_boundary_miou_is_that_of_the_rims(extra, dataset):
     counts, distance = [], round(0.02 * 64 * 2**0.5)
     for index in range(COUNT):
-        rims = [m & ~inner(m, distance) for m in (mask(extra, index), dataset[index].query_mask > 0)]
+        rims = [
+            m & ~inner(m, distance) for m in (mask(extra, index), dataset[index].query_mask > 0)
+        ]
         counts.append(([0, int((rims[0] & rims[1]).sum())], [0, int((rims[0] | rims[1]).sum())]))
-    assert result(extra)["boundary_miou"] == pytest.approx(miou(lines(extra), counts, dataset.class_ids))
+    assert result(extra)["boundary_miou"] == pytest.approx(
+        miou(lines(extra), counts, dataset.class_ids)
+    )
 
 
 def test_mean_episode_iou_is_the_mean_over_episodes(extra):
-    want = np.mean([100 * record["inter"][1] / max(record["union"][1], 1) for record in lines(extra)])
+    want = np.mean(
+        [100 * record["inter"][1] / max(record["union"][1], 1) for record in lines(extra)]
+    )
     assert result(extra)["mean_episode_iou"] == pytest.approx(want)
 
 
 def test_sampling_keys_and_values_is_seeded(evaluate):
     plain, all_kept = evaluate("plain", "shots=2"), evaluate("all", "shots=2", "kv_sampling=2")
     assert (plain / "episodes.jsonl").read_bytes() == (all_kept / "episodes.jsonl").read_bytes()
-    one, again = evaluate("one", "shots=2", "kv_sampling=1"), evaluate("again", "shots=2", "kv_sampling=1")
+    one, again = (
+        evaluate("one", "shots=2", "kv_sampling=1"),
+        evaluate("again", "shots=2", "kv_sampling=1"),
+    )
     assert (one / "episodes.jsonl").read_bytes() == (again / "episodes.jsonl").read_bytes()
     assert (one / "episodes.jsonl").read_bytes() != (plain / "episodes.jsonl").read_bytes()
 
@@ -167,18 +181,24 @@ def test_fast_takes_all_cores_of_a_cpu_unless_threads_are_given():
 
 
 def test_fast_is_its_keys(evaluate, monkeypatch):
-    monkeypatch.setattr("diffews.runtime.loading.all_cores", lambda: 1)  # busy cores: two threads are slower
+    monkeypatch.setattr(
+        "diffews.runtime.loading.all_cores", lambda: 1
+    )  # busy cores: two threads are slower
     fast, spelled = (
         evaluate("fast", "fast=true"),
         evaluate("spelled", "channels_last=true", "batch=auto", "tf32=false"),
     )
     assert (fast / "episodes.jsonl").read_bytes() == (spelled / "episodes.jsonl").read_bytes()
-    assert json.loads((fast / "run.json").read_text()) == json.loads((spelled / "run.json").read_text())
+    assert json.loads((fast / "run.json").read_text()) == json.loads(
+        (spelled / "run.json").read_text()
+    )
     assert result(fast)["config"]["fast"] is False and result(fast)["channels_last"] is True
 
 
 @pytest.mark.parametrize(
-    ("words", "share"), [(["channels_last=true", "batch=8"], 0.995), (["low_memory=true"], 0.999)], ids=str
+    ("words", "share"),
+    [(["channels_last=true", "batch=8"], 0.995), (["low_memory=true"], 0.999)],
+    ids=str,
 )
 def test_what_is_faster_or_smaller_agrees_with_the_exact_path(evaluate, extra, words, share):
     out = evaluate("out", "save_masks=true", *words)
@@ -190,7 +210,9 @@ def test_what_is_faster_or_smaller_agrees_with_the_exact_path(evaluate, extra, w
 def test_a_picture_that_comes_again_in_a_group_is_encoded_once(pipe, dataset):
     indices = [0, 1, 0, 2, 1]
     group, seen = read_group(dataset, indices), []
-    hook = pipe.vae.encoder.register_forward_hook(lambda _, pictures, __: seen.append(len(pictures[0])))
+    hook = pipe.vae.encoder.register_forward_hook(
+        lambda _, pictures, __: seen.append(len(pictures[0]))
+    )
     try:
         together = predict(pipe, group, 1)
     finally:
@@ -218,10 +240,14 @@ def test_text_keys_change_no_bit(pipe, dataset):
     group = read_group(dataset, [0])
     got, step, words = decode(pipe, group, 1), torch.tensor(1), pipe.text["eval"]
     drawn = (group.support_masks.float() * 2 - 1)[:, None].expand(-1, 3, -1, -1)
-    latents = torch.cat([pipe.encode_images(to_pixels(group.support_rgb)), pipe.encode_images(drawn)], dim=1)
+    latents = torch.cat(
+        [pipe.encode_images(to_pixels(group.support_rgb)), pipe.encode_images(drawn)], dim=1
+    )
     bank = pipe.unet.encode_support(latents, step, words, 1)
     query = pipe.encode_images(to_pixels(group.query_rgb))
-    decoded = pipe.vae.decode(pipe.unet.segment(query, step, words, bank) / pipe.vae.config.scaling_factor).sample
+    decoded = pipe.vae.decode(
+        pipe.unet.segment(query, step, words, bank) / pipe.vae.config.scaling_factor
+    ).sample
     quantized = ((decoded.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
     assert torch.equal(got, quantized.float() / 255)
 
@@ -247,11 +273,18 @@ def test_the_shipped_decoder_stands_in_and_belongs_to_the_run(run, refused, tiny
 
     other = shutil.copytree(shipped, tmp_path / "other")
     tensors = load_file(other / "diffusion_pytorch_model.safetensors")
-    save_file({k: v + 0.001 for k, v in tensors.items()}, other / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {k: v + 0.001 for k, v in tensors.items()}, other / "diffusion_pytorch_model.safetensors"
+    )
     for words in ([f"decoder={other}"], []):
         message = refused(*tiny_words, f"out={small}", *words)
         assert "another run" in message and "decoder_sha256: " in message
-    assert run(*tiny_words, f"out={small}", f"decoder={shutil.copytree(shipped, tmp_path / 'copy')}").code == 0
+    assert (
+        run(
+            *tiny_words, f"out={small}", f"decoder={shutil.copytree(shipped, tmp_path / 'copy')}"
+        ).code
+        == 0
+    )
 
 
 def test_a_small_encoder_stands_in(run, tiny_words, tmp_path):
@@ -266,7 +299,9 @@ def test_a_small_encoder_stands_in(run, tiny_words, tmp_path):
 
 def test_missing_parts_are_named(refused, golden_words, tmp_path):
     for part in ("encoder", "decoder"):
-        message = refused(*golden_words, "episodes=1", f"out={tmp_path / 'out'}", f"{part}={tmp_path / 'none'}")
+        message = refused(
+            *golden_words, "episodes=1", f"out={tmp_path / 'out'}", f"{part}={tmp_path / 'none'}"
+        )
         assert str(tmp_path / "none") in message
     assert not (tmp_path / "out").exists()
 

@@ -60,7 +60,9 @@ def records(finished):
 # ---- the reference's numbers ----
 
 
-@pytest.mark.parametrize(("name", "fold"), [("eval_coco_fold0_1shot", 0), ("eval_coco_fold3_5shot", 3)])
+@pytest.mark.parametrize(
+    ("name", "fold"), [("eval_coco_fold0_1shot", 0), ("eval_coco_fold3_5shot", 3)]
+)
 def test_the_golden_evaluation_count_for_count(name, fold, finished, expected, evaluate):
     golden = expected(name)
     out = finished if fold == 0 else evaluate("fold=3", "shots=5", "episodes=8", "save_masks=true")
@@ -94,14 +96,24 @@ def test_the_result_is_computed_from_the_records(finished):
     assert written["miou"] == pytest.approx(scores.miou())
     assert written["fb_iou"] == pytest.approx(scores.fb_iou())
     assert list(written["per_class"].values()) == pytest.approx(list(scores.per_class().values()))
-    assert list(written["per_class"])[:3] == ["person", "airplane", "boat"] and len(written["per_class"]) == 20
+    assert (
+        list(written["per_class"])[:3] == ["person", "airplane", "boat"]
+        and len(written["per_class"]) == 20
+    )
     low, high = written["miou_interval"]
     assert 0 <= low < high <= 100
 
-    names = json.dumps([[record["class_id"], record["query"], record["supports"]] for record in got])
+    names = json.dumps(
+        [[record["class_id"], record["query"], record["supports"]] for record in got]
+    )
     assert written["episodes_sha256"] == hashlib.sha256(names.encode()).hexdigest()
     assert (written["episodes"], written["fold"], written["shots"]) == (16, 0, 1)
-    assert (written["batch"], written["threads"], written["dtype"], written["device"]) == (1, 1, "fp32", "cpu")
+    assert (written["batch"], written["threads"], written["dtype"], written["device"]) == (
+        1,
+        1,
+        "fp32",
+        "cpu",
+    )
     assert written["episodes_per_second"] > 0
 
 
@@ -122,7 +134,9 @@ def test_masks_are_black_and_white_pngs_that_give_the_counts(finished):
             pixels = np.asarray(image)
         assert pixels.shape == (64, 64) and set(np.unique(pixels)) <= {0, 255}
         background_union, foreground_inter = record["union"][0], record["inter"][1]
-        assert foreground_inter + background_union == 64 * 64  # what is not common foreground touches background
+        assert (
+            foreground_inter + background_union == 64 * 64
+        )  # what is not common foreground touches background
         assert record["inter"][1] <= (pixels > 0).sum() <= record["union"][1]
     assert len(list((finished / "masks").iterdir())) == 16
 
@@ -141,7 +155,14 @@ def test_pictures_show_support_query_prediction_and_truth(finished):
 
 def test_nothing_else_is_left_in_the_folder(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"episodes.jsonl", "result.json", "run.json", "masks", "pictures", "pictures.png"}
+    assert names == {
+        "episodes.jsonl",
+        "result.json",
+        "run.json",
+        "masks",
+        "pictures",
+        "pictures.png",
+    }
 
 
 def test_the_last_line_printed_is_the_miou(run, golden_words, tmp_path):
@@ -151,7 +172,9 @@ def test_the_last_line_printed_is_the_miou(run, golden_words, tmp_path):
     assert f"mIoU {result(tmp_path / 'out')['miou']:.2f} " in last
 
 
-def test_the_default_folder_is_named_after_weights_and_settings(run, golden_words, tmp_path, monkeypatch):
+def test_the_default_folder_is_named_after_weights_and_settings(
+    run, golden_words, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert run(*golden_words, "episodes=1").code == 0
     assert (tmp_path / "results" / "coco_fold0" / "coco20i_fold0_1shot" / "result.json").is_file()
@@ -168,7 +191,16 @@ def test_any_number_of_workers_gives_the_same_bytes(evaluate, records, workers):
 
 @pytest.mark.parametrize(
     ("whole_lines", "more_bytes"),
-    [(0, 0), (0, 1), (0, 90), (1, 0), (2, -1), (2, 1), (5, 60), (6, -1)],  # -1: the line without its end
+    [
+        (0, 0),
+        (0, 1),
+        (0, 90),
+        (1, 0),
+        (2, -1),
+        (2, 1),
+        (5, 60),
+        (6, -1),
+    ],  # -1: the line without its end
 )
 def test_a_run_that_stopped_anywhere_goes_on_to_the_same_bytes(
     finished, evaluate, records, tmp_path, whole_lines, more_bytes
@@ -191,7 +223,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(golden_words, evaluate,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
     )
     try:
-        while not (out / "episodes.jsonl").is_file() or (out / "episodes.jsonl").read_bytes().count(b"\n") < 3:
+        while (
+            not (out / "episodes.jsonl").is_file()
+            or (out / "episodes.jsonl").read_bytes().count(b"\n") < 3
+        ):
             assert process.poll() is None, "it ended before it was killed"
             time.sleep(0.01)
     finally:
@@ -226,7 +261,9 @@ def test_four_episodes_grow_to_ten_in_groups_of_three(evaluate, tmp_path):
     assert (grown / "episodes.jsonl").read_bytes() == (whole / "episodes.jsonl").read_bytes()
 
 
-def test_fewer_episodes_of_a_finished_run_are_a_result_of_their_own(finished, evaluate, records, tmp_path):
+def test_fewer_episodes_of_a_finished_run_are_a_result_of_their_own(
+    finished, evaluate, records, tmp_path
+):
     out = shutil.copytree(finished, tmp_path / "out")
     evaluate("episodes=5")
     assert (out / "episodes.jsonl").read_bytes() == records(16)  # what was computed is kept
@@ -259,13 +296,20 @@ def test_masks_and_pictures_appear_on_a_finished_run(finished, evaluate, records
         name = f"{index:05d}.png"
         assert (out / "masks" / name).read_bytes() == (finished / "masks" / name).read_bytes()
         if index < 2:
-            assert (out / "pictures" / name).read_bytes() == (finished / "pictures" / name).read_bytes()
+            assert (out / "pictures" / name).read_bytes() == (
+                finished / "pictures" / name
+            ).read_bytes()
     assert len(list((out / "pictures").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
     ("count", "batch", "groups"),
-    [(4, 1, [[0], [1], [2], [3]]), (4, 2, [[0, 1], [2, 3]]), (4, 3, [[0, 1, 2], [3, 3, 3]]), (1, 4, [[0, 0, 0, 0]])],
+    [
+        (4, 1, [[0], [1], [2], [3]]),
+        (4, 2, [[0, 1], [2, 3]]),
+        (4, 3, [[0, 1, 2], [3, 3, 3]]),
+        (1, 4, [[0, 0, 0, 0]]),
+    ],
 )
 def test_groups_are_fixed_by_the_list_and_the_batch(count, batch, groups):
     assert make_groups(count, batch) == groups
@@ -275,9 +319,20 @@ def test_groups_are_fixed_by_the_list_and_the_batch(count, batch, groups):
 
 
 @pytest.mark.parametrize(
-    "word", ["threshold=0.3", "threshold_rule=paper", "shots=2", "fold=1", "batch=2", "dtype=bf16", "threads=2"]
+    "word",
+    [
+        "threshold=0.3",
+        "threshold_rule=paper",
+        "shots=2",
+        "fold=1",
+        "batch=2",
+        "dtype=bf16",
+        "threads=2",
+    ],
 )
-def test_a_folder_of_another_run_is_refused_naming_the_key(finished, refused, golden_words, tmp_path, word):
+def test_a_folder_of_another_run_is_refused_naming_the_key(
+    finished, refused, golden_words, tmp_path, word
+):
     out = shutil.copytree(finished, tmp_path / "out")
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     message = refused(*golden_words, f"out={out}", "episodes=16", word)
@@ -285,20 +340,28 @@ def test_a_folder_of_another_run_is_refused_naming_the_key(finished, refused, go
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
-def test_a_folder_of_other_weights_is_refused(finished, refused, golden_words, own_weight, tmp_path):
+def test_a_folder_of_other_weights_is_refused(
+    finished, refused, golden_words, own_weight, tmp_path
+):
     out = shutil.copytree(finished, tmp_path / "out")
     file = own_weight / "unet" / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     tensors["conv_in.bias"] += 1
     save_file(tensors, file)
-    assert "weight_sha256: " in refused(*golden_words, f"out={out}", "episodes=16", f"weight={own_weight}")
+    assert "weight_sha256: " in refused(
+        *golden_words, f"out={out}", "episodes=16", f"weight={own_weight}"
+    )
 
 
 def test_a_folder_of_other_lists_is_refused(finished, refused, golden_words, own_coco, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     file = own_coco / "COCO2014" / "splits" / "val" / "fold0.pkl"
-    file.write_bytes(pickle.dumps({c: names[::-1] for c, names in pickle.loads(file.read_bytes()).items()}))
-    assert "list_sha256: " in refused(*golden_words, f"out={out}", "episodes=16", f"data={own_coco}")
+    file.write_bytes(
+        pickle.dumps({c: names[::-1] for c, names in pickle.loads(file.read_bytes()).items()})
+    )
+    assert "list_sha256: " in refused(
+        *golden_words, f"out={out}", "episodes=16", f"data={own_coco}"
+    )
 
 
 def test_a_folder_that_is_no_run_is_refused(refused, golden_words, tmp_path):
@@ -309,7 +372,9 @@ def test_a_folder_that_is_no_run_is_refused(refused, golden_words, tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(refused, golden_words, tmp_path):
     (tmp_path / "out").write_text("a file")
-    assert "out is a file; give a folder" in refused(*golden_words, f"out={tmp_path / 'out'}", "episodes=1")
+    assert "out is a file; give a folder" in refused(
+        *golden_words, f"out={tmp_path / 'out'}", "episodes=1"
+    )
 
 
 def test_a_damaged_run_file_is_refused(finished, refused, golden_words, tmp_path):
@@ -322,10 +387,15 @@ def test_records_of_another_list_are_refused(finished, refused, golden_words, tm
     out = shutil.copytree(finished, tmp_path / "out")
     content = (out / "episodes.jsonl").read_text()
     second = content.splitlines(keepends=True)[1]
-    renamed, uncounted = content.replace("00123.jpg", "00124.jpg", 1), content.replace('"union"', '"onion"', 1)
+    renamed, uncounted = (
+        content.replace("00123.jpg", "00124.jpg", 1),
+        content.replace('"union"', '"onion"', 1),
+    )
     for damaged in ("hello\n", second, renamed, uncounted):
         (out / "episodes.jsonl").write_text(damaged)
-        assert "line 1 is no record of this list" in refused(*golden_words, f"out={out}", "episodes=16")
+        assert "line 1 is no record of this list" in refused(
+            *golden_words, f"out={out}", "episodes=16"
+        )
 
 
 # ---- bad input ----
@@ -394,7 +464,9 @@ def test_a_mask_value_above_80_is_named(refused, golden_words, own_coco, tmp_pat
 
 
 def test_grey_and_cmyk_pictures_just_work(evaluate, own_coco):
-    for mode, file in zip(["L", "CMYK"], sorted((own_coco / "COCO2014" / "val2014").iterdir()), strict=False):
+    for mode, file in zip(
+        ["L", "CMYK"], sorted((own_coco / "COCO2014" / "val2014").iterdir()), strict=False
+    ):
         with Image.open(file) as image:
             converted = image.convert(mode)
         converted.save(file)
@@ -414,7 +486,8 @@ def test_corrupt_weights_are_refused_and_the_run_starts_when_they_are_mended(
 
 
 @pytest.mark.parametrize(
-    "keys", [{"_class_name": "UNet2DModel"}, {"block_out_channels": [32] * 4}, {"layers_per_block": 2}]
+    "keys",
+    [{"_class_name": "UNet2DModel"}, {"block_out_channels": [32] * 4}, {"layers_per_block": 2}],
 )
 def test_a_config_of_another_architecture_is_refused(refused_eval, own_weight, keys):
     file = own_weight / "unet" / "unet" / "config.json"
@@ -453,9 +526,13 @@ def test_a_class_with_a_single_image_is_refused(refused_eval, own_coco):
     assert "class 16 (dog) has 1 image" in refused_eval(f"data={own_coco}")
 
 
-def test_a_list_that_would_run_code_is_refused_and_does_not_run(refused_eval, runs_code, own_coco, tmp_path):
+def test_a_list_that_would_run_code_is_refused_and_does_not_run(
+    refused_eval, runs_code, own_coco, tmp_path
+):
     marker = tmp_path / "it ran"
-    (own_coco / "COCO2014" / "splits" / "val" / "fold0.pkl").write_bytes(pickle.dumps(runs_code(marker)))
+    (own_coco / "COCO2014" / "splits" / "val" / "fold0.pkl").write_bytes(
+        pickle.dumps(runs_code(marker))
+    )
     assert "fold0.pkl is refused" in refused_eval(f"data={own_coco}")
     assert not marker.exists()
 
@@ -482,14 +559,18 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_space(
     assert (out / "episodes.jsonl").read_bytes() == records(10)
 
 
-def test_a_disk_that_is_full_from_the_start_leaves_no_half_file(refused, golden_words, largest_file, tmp_path):
+def test_a_disk_that_is_full_from_the_start_leaves_no_half_file(
+    refused, golden_words, largest_file, tmp_path
+):
     out = tmp_path / "out"
     with largest_file(100):
         assert "free some space" in refused(*golden_words, f"out={out}", "episodes=1")
     assert not out.exists() or not any(out.iterdir())
 
 
-def test_a_disk_that_fills_up_leaves_no_half_picture(refused, golden_words, evaluate, records, largest_file, tmp_path):
+def test_a_disk_that_fills_up_leaves_no_half_picture(
+    refused, golden_words, evaluate, records, largest_file, tmp_path
+):
     out = tmp_path / "out"
     with largest_file(2000):  # run.json fits, a panel of 64 x 262 pixels does not
         assert "free some space" in refused(*golden_words, f"out={out}", "episodes=2", "pictures=2")

@@ -13,7 +13,12 @@ from diffews.data.registry import load_benchmark
 from diffews.evaluation.figures import episode_iou, pick
 from diffews.images.drawing import PREDICTION_COLOUR, SUPPORT_COLOUR, TRUTH_COLOUR, tint
 
-SIZE, TILE, GAP, LINE = 64, 192, 8, 32  # pixels: of the golden pictures, and of a figure of such small ones
+SIZE, TILE, GAP, LINE = (
+    64,
+    192,
+    8,
+    32,
+)  # pixels: of the golden pictures, and of a figure of such small ones
 STEP = TILE + GAP
 
 
@@ -113,7 +118,9 @@ def test_a_row_shows_support_query_prediction_and_truth(draw, finished, coco):
     for row in range(3):
         episode = dataset[row]
         queries = [rgb.transpose(1, 2, 0) for rgb in (episode.query_rgb, episode.support_rgb[0])]
-        query, support = (cv2.resize(rgb, (TILE, TILE), interpolation=cv2.INTER_CUBIC) for rgb in queries)
+        query, support = (
+            cv2.resize(rgb, (TILE, TILE), interpolation=cv2.INTER_CUBIC) for rgb in queries
+        )
         predicted = enlarged(read(finished / "masks" / f"{row:05d}.png"))
         want = [
             tint(support, enlarged(episode.support_masks[0]), SUPPORT_COLOUR),
@@ -143,7 +150,9 @@ def test_the_best_and_the_worst_stand_under_headings(draw, finished):
         assert np.array_equal(both[top : top + TILE, 2 * GAP :][:, :TILE], tile(chosen, row, 0))
 
 
-def test_supports_stand_side_by_side_and_settings_are_those_of_the_run(run, golden_words, draw, tmp_path):
+def test_supports_stand_side_by_side_and_settings_are_those_of_the_run(
+    run, golden_words, draw, tmp_path
+):
     out = tmp_path / "two"
     words = ["shots=2", "episodes=6", "batch=4", "kv_sampling=1", "save_masks=true", f"out={out}"]
     assert run(*golden_words, *words).code == 0
@@ -151,7 +160,9 @@ def test_supports_stand_side_by_side_and_settings_are_those_of_the_run(run, gold
     assert figure.shape[1] == 3 * GAP + 5 * STEP
     for row, index in enumerate((5, 2)):
         predicted = enlarged(read(out / "masks" / f"{index:05d}.png"))
-        assert np.array_equal(tile(figure, row, 3), tint(tile(figure, row, 2), predicted, PREDICTION_COLOUR))
+        assert np.array_equal(
+            tile(figure, row, 3), tint(tile(figure, row, 2), predicted, PREDICTION_COLOUR)
+        )
 
 
 def test_the_figure_is_the_only_thing_that_a_run_gains(run, own_run):
@@ -160,7 +171,9 @@ def test_the_figure_is_the_only_thing_that_a_run_gains(run, own_run):
     before[own_run / "result.json"] = (own_run / "result.json").read_bytes()
     assert run("figure", f"run={own_run}", "count=1").out == f"wrote {own_run / 'figure.png'}\n"
     figure = own_run / "figure.png"
-    assert {file: file.read_bytes() for file in own_run.rglob("*") if file.is_file() and file != figure} == before
+    assert {
+        file: file.read_bytes() for file in own_run.rglob("*") if file.is_file() and file != figure
+    } == before
     assert figure.is_file()
 
 
@@ -169,7 +182,9 @@ def test_the_figure_is_the_only_thing_that_a_run_gains(run, own_run):
 
 def test_a_run_that_is_not_there_or_not_finished_is_refused(refused, own_run, tmp_path):
     assert "run= is missing" in refused("figure")
-    assert f"{tmp_path / 'none' / 'result.json'} does not exist" in refused("figure", f"run={tmp_path / 'none'}")
+    assert f"{tmp_path / 'none' / 'result.json'} does not exist" in refused(
+        "figure", f"run={tmp_path / 'none'}"
+    )
     lines = (own_run / "episodes.jsonl").read_text().splitlines(keepends=True)
     (own_run / "episodes.jsonl").write_text("".join(lines[:-1]))
     assert "is no finished evaluation" in refused("figure", f"run={own_run}")
@@ -188,7 +203,10 @@ def test_an_episode_that_the_run_does_not_have_is_refused(refused, own_run, inde
     ("word", "says"),
     [
         ("index=x", "index=['x'] is not integers"),
-        ("order=wurst", "order='wurst' is not one of list, best, worst, both, spread; did you mean 'worst'?"),
+        (
+            "order=wurst",
+            "order='wurst' is not one of list, best, worst, both, spread; did you mean 'worst'?",
+        ),
         ("count=0", "count=0 must be at least 1"),
         ("out=figure.txt", "out=figure.txt does not end in .png or .jpg"),
     ],
@@ -205,7 +223,10 @@ def test_other_weights_are_refused(run, refused, golden_words, own_weight, tmp_p
     tensors["conv_out.bias"] += 1
     save_file(tensors, file)
     line = refused("figure", f"run={out}")
-    assert f"{out} was made with something else than weight={own_weight} " in line and "(weight_sha256)" in line
+    assert (
+        f"{out} was made with something else than weight={own_weight} " in line
+        and "(weight_sha256)" in line
+    )
     assert not (out / "figure.png").exists()
 
 
@@ -225,11 +246,15 @@ def test_counts_that_do_not_come_again_are_refused(refused, own_run):
     assert not (own_run / "figure.png").exists()
 
 
-def test_a_run_without_a_single_truth_has_no_failures(run, refused, golden_words, own_coco, tmp_path):
+def test_a_run_without_a_single_truth_has_no_failures(
+    run, refused, golden_words, own_coco, tmp_path
+):
     out = tmp_path / "out"
     data = load_benchmark("coco20i", own_coco, fold=0, episodes=1)
     file = (own_coco / "COCO2014" / "annotations" / data.episodes[0].query.name).with_suffix(".png")
     Image.fromarray(np.zeros_like(read(file))).save(file)
     assert run(*golden_words, f"data={own_coco}", "episodes=1", f"out={out}").code == 0
-    assert "no episode has a truth that is not empty" in refused("figure", f"run={out}", "order=worst")
+    assert "no episode has a truth that is not empty" in refused(
+        "figure", f"run={out}", "order=worst"
+    )
     assert run("figure", f"run={out}", "order=best").code == 0

@@ -51,19 +51,27 @@ def test_boundary_counts_by_hand(square_mask):
     ring, wider = 8 * 8 - 6 * 6, 8 * 8 - 4 * 4
     assert boundary_counts(mask, mask) == (ring, ring)
     assert boundary_counts(mask, mask, share=2 / 22.6) == (wider, wider)
-    moved = np.roll(mask, 1, axis=1)  # the two rings share the middle of the upper and the lower row
+    moved = np.roll(
+        mask, 1, axis=1
+    )  # the two rings share the middle of the upper and the lower row
     assert boundary_counts(moved, mask) == (14, 2 * ring - 14)
 
 
-@pytest.mark.parametrize(("shape", "share"), [((9, 7), 0.02), ((64, 64), 0.02), ((48, 64), 0.05), ((33, 64), 0.1)])
+@pytest.mark.parametrize(
+    ("shape", "share"), [((9, 7), 0.02), ((64, 64), 0.02), ((48, 64), 0.05), ((33, 64), 0.1)]
+)
 def test_boundary_counts_against_the_distance_to_the_background(shape, share):
     generator = np.random.default_rng(0)
     distance = max(1, round(share * (shape[0] ** 2 + shape[1] ** 2) ** 0.5))
     for seed in range(10):
-        coarse = generator.random((3, -(-shape[0] // 8), -(-shape[1] // 8))) < (0.3, 0.6, 0.9)[seed % 3]
+        coarse = (
+            generator.random((3, -(-shape[0] // 8), -(-shape[1] // 8))) < (0.3, 0.6, 0.9)[seed % 3]
+        )
         prediction, truth, ignore = coarse.repeat(8, 1).repeat(8, 2)[:, : shape[0], : shape[1]]
         near = [
-            mask & (distance_transform_cdt(np.pad(mask, 1), "chessboard")[1:-1, 1:-1] <= distance) & ~ignore
+            mask
+            & (distance_transform_cdt(np.pad(mask, 1), "chessboard")[1:-1, 1:-1] <= distance)
+            & ~ignore
             for mask in (prediction, truth)
         ]
         want = (np.sum(near[0] & near[1]), np.sum(near[0] | near[1]))
@@ -132,12 +140,18 @@ def test_fb_iou_is_that_of_the_sums_over_all_classes():
     assert scores.fb_iou() == pytest.approx((100 * 100 / 200 + 100 * 40 / 80) / 2)
 
 
-@pytest.mark.parametrize(("name", "fold"), [("eval_coco_fold0_1shot", 0), ("eval_coco_fold3_5shot", 3)])
+@pytest.mark.parametrize(
+    ("name", "fold"), [("eval_coco_fold0_1shot", 0), ("eval_coco_fold3_5shot", 3)]
+)
 def test_the_references_counts_give_the_references_figures(expected, name, fold):
     golden = expected(name).json
     scores = Scores(range(fold, 80, 4))
     for episode in golden["episodes"]:
-        scores.add(episode["class_id"], [int(n) for n in episode["inter"]], [int(n) for n in episode["union"]])
+        scores.add(
+            episode["class_id"],
+            [int(n) for n in episode["inter"]],
+            [int(n) for n in episode["union"]],
+        )
     assert scores.miou() == pytest.approx(golden["miou"], abs=1e-4)
     assert scores.fb_iou() == pytest.approx(golden["fb_iou"], abs=1e-4)
 
@@ -148,7 +162,10 @@ def test_equal_episodes_leave_no_doubt():
 
 
 def test_the_interval_of_two_opposite_episodes_spans_all():
-    assert interval(bootstrap_samples([5, 5], [5], np.array([0, 10]), np.array([10, 10]))) == (0.0, 100.0)
+    assert interval(bootstrap_samples([5, 5], [5], np.array([0, 10]), np.array([10, 10]))) == (
+        0.0,
+        100.0,
+    )
 
 
 def test_the_interval_holds_the_miou_and_shrinks_with_episodes():
@@ -163,6 +180,8 @@ def test_the_interval_holds_the_miou_and_shrinks_with_episodes():
             scores.add(class_id, [0, i], [0, u])
         low, high = interval(bootstrap_samples(classes, [1, 2], inter, union))
         assert low < scores.miou() < high
-        assert (low, high) == interval(bootstrap_samples(classes, [1, 2], inter, union))  # drawn from a fixed seed
+        assert (low, high) == interval(
+            bootstrap_samples(classes, [1, 2], inter, union)
+        )  # drawn from a fixed seed
         widths.append(high - low)
     assert widths[1] < widths[0] / 2

@@ -18,7 +18,9 @@ from training_runs import reset_accelerate
 import diffews
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="finds processes in /proc"
+)
 
 CHECKOUT = Path(diffews.__file__).parent.parent
 DEADLINE = 240  # seconds for what takes 20 where nothing hangs
@@ -37,7 +39,14 @@ class Launched:
         logs.mkdir(exist_ok=True)
         with (logs / "out").open("w") as stdout, (logs / "err").open("w") as stderr:
             self.launcher = subprocess.Popen(
-                [*LAUNCHER, f"--nproc_per_node={processes}", "-m", "diffews", *map(str, words), f"out={out}"],
+                [
+                    *LAUNCHER,
+                    f"--nproc_per_node={processes}",
+                    "-m",
+                    "diffews",
+                    *map(str, words),
+                    f"out={out}",
+                ],
                 stdout=stdout,
                 stderr=stderr,
                 cwd=logs,
@@ -56,7 +65,11 @@ class Launched:
     def pids(self):
         """All processes of the command: the launcher, the ranks, their data workers."""
         word = f"out={self.out}".encode()
-        return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if word in split(folder / "cmdline")]
+        return [
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if word in split(folder / "cmdline")
+        ]
 
     def wait_until(self, condition):
         """Waits until the condition holds, or the command has ended; returns whether it runs."""
@@ -99,7 +112,10 @@ def split(file):
 
 
 def environment(pid):
-    return dict(item.decode(errors="replace").partition("=")[::2] for item in split(Path(f"/proc/{pid}/environ")))
+    return dict(
+        item.decode(errors="replace").partition("=")[::2]
+        for item in split(Path(f"/proc/{pid}/environ"))
+    )
 
 
 def parent(pid):
@@ -158,7 +174,11 @@ def count_masks(out):
 
 def files(out):
     """Name and bytes of every file but result.json, which holds the speed and the folder's name."""
-    found = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    found = {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
     return {name: content for name, content in found.items() if name != "result.json"}
 
 
@@ -166,7 +186,9 @@ def figures(out):
     """result.json without the speed, and the keys that say how it was run."""
     content = json.loads((out / "result.json").read_text())
     del content["episodes_per_second"]
-    content["config"] = {k: v for k, v in content["config"].items() if k not in ("out", "workers", "episodes")}
+    content["config"] = {
+        k: v for k, v in content["config"].items() if k not in ("out", "workers", "episodes")
+    }
     return content
 
 
@@ -193,7 +215,9 @@ def test_three_processes_go_on_where_one_stopped(words, alone, launch, tmp_path)
     out.mkdir()
     shutil.copy(whole / "run.json", out)
     lines = (whole / "episodes.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "episodes.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:40])  # one group and a torn one
+    (out / "episodes.jsonl").write_bytes(
+        b"".join(lines[:5]) + lines[5][:40]
+    )  # one group and a torn one
     (out / "masks").mkdir()
     for index in range(3):
         shutil.copy(whole / "masks" / f"{index:05d}.png", out / "masks")
@@ -226,7 +250,9 @@ def test_one_process_goes_on_where_two_were_killed(words, alone, launch, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_any_number_of_processes_gives_the_same_files(words, alone, launch, tmp_path, processes, batch):
+def test_any_number_of_processes_gives_the_same_files(
+    words, alone, launch, tmp_path, processes, batch
+):
     words = [*words, "episodes=16", f"batch={batch}", "save_masks=true", "pictures=2"]
     launched = launch(words, processes, tmp_path / "out")
     assert launched.end() == 0, launched.errors()
@@ -244,7 +270,9 @@ def test_ten_kills_of_any_process_change_no_byte(words, alone, launch, tmp_path)
         wanted = count_masks(out) + moments.randrange(1, 10)
         launched = launch(words, processes, out)
         if attempt % 3 == 0:  # while it loads
-            launched.wait_until(lambda started=launched, count=processes: len(started.ranks()) == count)
+            launched.wait_until(
+                lambda started=launched, count=processes: len(started.ranks()) == count
+            )
             time.sleep(2 * moments.random())
         else:  # in the loop: between a mask and its record, or anywhere else
             launched.wait_until(lambda least=wanted: count_masks(out) >= least)
@@ -255,7 +283,11 @@ def test_ten_kills_of_any_process_change_no_byte(words, alone, launch, tmp_path)
         for mask in (out / "masks").glob("[0-9]*.png"):
             with Image.open(mask) as image:
                 image.load()
-        lines = (out / "episodes.jsonl").read_text().splitlines() if (out / "episodes.jsonl").is_file() else []
+        lines = (
+            (out / "episodes.jsonl").read_text().splitlines()
+            if (out / "episodes.jsonl").is_file()
+            else []
+        )
         assert [json.loads(line)["index"] for line in lines] == list(range(len(lines)))
     assert hits >= 8
     launched = launch(words, 2, out)
@@ -270,7 +302,9 @@ def refusals(launched):
     """The lines that say what is wrong; every process may say it, none with a traceback of ours."""
     assert launched.end() != 0
     errors = launched.errors()
-    assert f'File "{CHECKOUT / "diffews"}' not in errors, errors  # the launcher's own may lie in the checkout's .venv
+    assert f'File "{CHECKOUT / "diffews"}' not in errors, (
+        errors
+    )  # the launcher's own may lie in the checkout's .venv
     assert launched.output() == ""
     return {part.splitlines()[0] for part in errors.split("diffews: error: ")[1:]}
 
@@ -319,7 +353,9 @@ def test_two_processes_fill_the_cache_with_the_same_bytes(train_words, alone, la
 
 
 @pytest.mark.slow
-def test_a_cache_whose_filling_was_killed_ends_in_the_same_bytes(train_words, alone, launch, tmp_path):
+def test_a_cache_whose_filling_was_killed_ends_in_the_same_bytes(
+    train_words, alone, launch, tmp_path
+):
     words, cache = [*train_words, "steps=1"], tmp_path / "cache"
     alone(*words, "batch=2", f"cache={tmp_path / 'cache_alone'}")
     words += ["batch=1", f"cache={cache}"]

@@ -25,7 +25,13 @@ def pictures(picture, square_mask, tmp_path):
 def words(weight, base, pictures, tmp_path):
     """The command line with good input; a word said again wins."""
     return [
-        *("segment", f"weight={weight}", f"base={base}", "image_size=64", f"out={tmp_path / 'out'}"),
+        *(
+            "segment",
+            f"weight={weight}",
+            f"base={base}",
+            "image_size=64",
+            f"out={tmp_path / 'out'}",
+        ),
         *(f"support={pictures / 'support.png'}", f"mask={pictures / 'mask.png'}", "threads=1"),
         f"query={pictures / 'queries' / 'one.png'}",
     ]
@@ -36,12 +42,20 @@ def read(file):
         return np.asarray(image)
 
 
-def test_a_mask_and_an_overlay_are_written_at_the_querys_own_size(run, words, pictures, weight, base, tmp_path):
+def test_a_mask_and_an_overlay_are_written_at_the_querys_own_size(
+    run, words, pictures, weight, base, tmp_path
+):
     outcome = run(*words)
     assert outcome.code == 0 and "wrote 1 mask" in outcome.out
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"one_mask.png", "one_overlay.jpg"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "one_mask.png",
+        "one_overlay.jpg",
+    }
 
-    mask, overlay = read(tmp_path / "out" / "one_mask.png"), read(tmp_path / "out" / "one_overlay.jpg")
+    mask, overlay = (
+        read(tmp_path / "out" / "one_mask.png"),
+        read(tmp_path / "out" / "one_overlay.jpg"),
+    )
     assert mask.shape == (50, 90) and overlay.shape == (50, 90, 3)
     assert set(np.unique(mask)) == {0, 255}
 
@@ -51,7 +65,9 @@ def test_a_mask_and_an_overlay_are_written_at_the_querys_own_size(run, words, pi
     assert np.array_equal(mask > 0, pipe(query, bank, image_size=64).masks[0])
 
     change = np.abs(overlay.astype(int) - np.asarray(query)).mean(2)
-    assert change[mask == 0].mean() > 2 * change[mask > 0].mean()  # what is not the thing is darkened
+    assert (
+        change[mask == 0].mean() > 2 * change[mask > 0].mean()
+    )  # what is not the thing is darkened
 
 
 def test_it_runs_without_a_word_on_threads(run, words):
@@ -127,7 +143,9 @@ def refused_segment(refused, words, tmp_path):
 
 def test_what_must_be_given_is_asked_for(refused, words):
     for key in ("support", "mask", "query"):
-        assert f"{key}= is missing" in refused(*[word for word in words if not word.startswith(f"{key}=")])
+        assert f"{key}= is missing" in refused(
+            *[word for word in words if not word.startswith(f"{key}=")]
+        )
         assert f"{key}= is missing" in refused(*words, f"{key}=")
 
 
@@ -138,14 +156,18 @@ def test_a_support_without_a_mask_is_refused(refused_segment, pictures):
 
 @pytest.mark.parametrize("key", ["support", "mask", "query"])
 def test_a_missing_file_is_named(refused_segment, pictures, key):
-    assert f"{pictures / 'none.png'} does not exist" in refused_segment(f"{key}={pictures / 'none.png'}")
+    assert f"{pictures / 'none.png'} does not exist" in refused_segment(
+        f"{key}={pictures / 'none.png'}"
+    )
 
 
 @pytest.mark.parametrize("key", ["support", "mask", "query"])
 @pytest.mark.parametrize("content", [b"", b"not a picture", None])
 def test_a_file_that_is_no_picture_is_named(refused_segment, pictures, key, content):
     file = pictures / "bad.png"
-    file.write_bytes((pictures / "support.png").read_bytes()[:200] if content is None else content)  # truncated
+    file.write_bytes(
+        (pictures / "support.png").read_bytes()[:200] if content is None else content
+    )  # truncated
     message = refused_segment(f"{key}={file}")
     assert str(file) in message and "replace the file" in message
 
@@ -157,7 +179,8 @@ def test_a_mask_of_another_size_than_its_support_is_refused(refused_segment, pic
 
 
 @pytest.mark.parametrize(
-    ("values", "says"), [((0, 7), "holds the values 0, 7; give bool, {0, 1} or {0, 255}"), ((0, 1, 255), "0, 1, 255")]
+    ("values", "says"),
+    [((0, 7), "holds the values 0, 7; give bool, {0, 1} or {0, 255}"), ((0, 1, 255), "0, 1, 255")],
 )
 def test_a_mask_that_is_neither_0_1_nor_0_255_is_refused(refused_segment, pictures, values, says):
     mask = np.resize(np.array(values, np.uint8), (60, 80))

@@ -59,23 +59,32 @@ QUOTED_BY_SANSA = {
 
 def test_table_2_is_the_papers():
     rows = [line.split() for line in PAPER_TABLE_2.split("\n") if line]
-    own = [entry for entry in PUBLISHED if (entry.benchmark, entry.setting) == ("coco20i", "strict")]
+    own = [
+        entry for entry in PUBLISHED if (entry.benchmark, entry.setting) == ("coco20i", "strict")
+    ]
     assert [entry.method for entry in own] == [row[0] for row in rows]
     for entry, row in zip(own, rows, strict=True):
         figures = [float(cell) for cell in row[1:]]
-        assert entry.figures == {1: (tuple(figures[:4]), figures[4]), 5: (tuple(figures[5:9]), figures[9])}
+        assert entry.figures == {
+            1: (tuple(figures[:4]), figures[4]),
+            5: (tuple(figures[5:9]), figures[9]),
+        }
         assert "2410.02369" in entry.source and "table 2" in entry.source
 
 
 def test_table_1_is_the_papers():
     own = [e for e in PUBLISHED if e.setting == "in-context" and "table 1" in e.source]
-    assert {(e.method, e.benchmark): tuple(mean for _, mean in e.figures.values()) for e in own} == PAPER_TABLE_1
+    assert {
+        (e.method, e.benchmark): tuple(mean for _, mean in e.figures.values()) for e in own
+    } == PAPER_TABLE_1
     assert all(tuple(e.figures) == (1, 5) and "2410.02369" in e.source for e in own)
 
 
 def test_figures_that_a_later_paper_quotes_name_that_paper():
     own = [e for e in PUBLISHED if "2505.21795" in e.source]
-    assert {(e.benchmark, e.setting): tuple(mean for _, mean in e.figures.values()) for e in own} == QUOTED_BY_SANSA
+    assert {
+        (e.benchmark, e.setting): tuple(mean for _, mean in e.figures.values()) for e in own
+    } == QUOTED_BY_SANSA
     assert {e.method for e in own} == {"DiffewS"}
     assert len(PUBLISHED) == len(own) + len(PAPER_TABLE_1) + 8
 
@@ -114,10 +123,20 @@ def evaluated(weights, base, coco, tmp_path_factory):
         key = (fold, shots, *words)
         if key not in made:
             out = tmp_path_factory.mktemp("run") / f"coco20i_fold{fold}_{shots}shot"
-            keys = {"base": base, "data": coco, "image_size": 32, "workers": 0, "episodes": 3, "shots": shots}
+            keys = {
+                "base": base,
+                "data": coco,
+                "image_size": 32,
+                "workers": 0,
+                "episodes": 3,
+                "shots": shots,
+            }
             keys |= {"weight": weights / f"coco_fold{fold}", "out": out}
             keys |= dict(word.split("=", 1) for word in words)
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 assert main(["eval", *(f"{name}={value}" for name, value in keys.items())]) == 0
             made[key] = out
         return made[key]
@@ -163,10 +182,15 @@ def by_hand(folder):
     def iou(own):
         return sum(e["inter"][1] for e in own) / max(sum(e["union"][1] for e in own), 1)
 
-    classes = [[line for line in lines if line["class_id"] == class_id] for class_id in range(fold, 80, 4)]
+    classes = [
+        [line for line in lines if line["class_id"] == class_id] for class_id in range(fold, 80, 4)
+    ]
     generator, resamples = np.random.default_rng(0), np.zeros(1000)
     for own in filter(None, classes):  # drawn within each class
-        resamples += [iou([own[i] for i in drawn]) for drawn in generator.integers(len(own), size=(1000, len(own)))]
+        resamples += [
+            iou([own[i] for i in drawn])
+            for drawn in generator.integers(len(own), size=(1000, len(own)))
+        ]
     return 100 * sum(map(iou, classes)) / 20, 100 * resamples / 20
 
 
@@ -179,18 +203,29 @@ def cell(value, samples):
 
 def test_folds_mean_and_intervals_are_those_of_the_episodes(table, four_folds):
     hand = [by_hand(folder) for folder in four_folds]
-    mean, samples = np.mean([miou for miou, _ in hand]), np.mean([samples for _, samples in hand], axis=0)
+    mean, samples = (
+        np.mean([miou for miou, _ in hand]),
+        np.mean([samples for _, samples in hand], axis=0),
+    )
     assert all(miou > 0 for miou, _ in hand) and any(np.ptp(samples) > 0 for _, samples in hand)
     text = table(four_folds)
     found = rows(text)
     assert found["method"] == [*(f"1-shot F{fold}" for fold in range(4)), "1-shot mean", "source"]
-    assert found["coco (ours)"] == [*(cell(*one) for one in hand), cell(mean, samples), "measured here"]
+    assert found["coco (ours)"] == [
+        *(cell(*one) for one in hand),
+        cell(mean, samples),
+        "measured here",
+    ]
 
     theirs = [47.7, 56.4, 51.9, 48.7, 51.2]
     ours = [*(miou for miou, _ in hand), mean]
     differences = [f"{a - b:+.1f}" for a, b in zip(ours, theirs, strict=True)]
     assert found["coco minus DiffewS, strict"] == [*differences, "difference"]
-    assert found["coco minus DiffewS, in-context"] == [*[""] * 4, f"{mean - 71.3:+.1f}", "difference"]
+    assert found["coco minus DiffewS, in-context"] == [
+        *[""] * 4,
+        f"{mean - 71.3:+.1f}",
+        "difference",
+    ]
     assert found["coco minus DiffewS-n, strict"][4] == f"{mean - 52.2:+.1f}"
     assert not any(name.startswith("coco minus HSNet") for name in found)
 
@@ -200,9 +235,15 @@ def test_quoted_rows_are_marked_with_their_source(table, four_folds):
     found = rows(text)
     source = "DiffewS paper (arXiv 2410.02369), table 2"
     assert found["HSNet, strict"] == ["37.2", "44.1", "42.4", "41.3", "41.2", source]
-    assert found["SegGPT, in-context"] == [*[""] * 4, "56.1", "DiffewS paper (arXiv 2410.02369), table 1"]
+    assert found["SegGPT, in-context"] == [
+        *[""] * 4,
+        "56.1",
+        "DiffewS paper (arXiv 2410.02369), table 1",
+    ]
     assert found["DiffewS-n, strict"][4] == "52.2" and "51.45" in text
-    assert "3 episodes a fold, image size 32" in text and "95 % bootstrap" in text and "quoted" in text
+    assert (
+        "3 episodes a fold, image size 32" in text and "95 % bootstrap" in text and "quoted" in text
+    )
     assert [name for name in found if name.endswith("(ours)")] == ["coco (ours)"]
 
 
@@ -225,10 +266,14 @@ def test_the_order_of_the_runs_changes_nothing(table, evaluated):
 
 
 def test_a_setting_chooses_the_published_rows(table, evaluated):
-    published = {s: set(rows(table([evaluated(0)], f"setting={s}"))) for s in ("strict", "in-context", "all")}
+    published = {
+        s: set(rows(table([evaluated(0)], f"setting={s}"))) for s in ("strict", "in-context", "all")
+    }
     assert published["strict"] | published["in-context"] == published["all"]
     assert published["strict"] & published["in-context"] == {"method", "coco (ours)"}
-    assert "HSNet, strict" in published["strict"] and "Matcher, in-context" in published["in-context"]
+    assert (
+        "HSNet, strict" in published["strict"] and "Matcher, in-context" in published["in-context"]
+    )
 
 
 def test_every_weight_dir_has_its_own_row_and_every_benchmark_its_own_table(
@@ -244,7 +289,11 @@ def test_every_weight_dir_has_its_own_row_and_every_benchmark_its_own_table(
     assert found["other (ours)"] == found["coco (ours)"]
     found = rows(second)
     assert found["method"] == [*(f"1-shot F{fold}" for fold in range(10)), "1-shot mean", "source"]
-    assert found["DiffewS, strict"] == [*[""] * 10, "33.9", "quoted for DiffewS by SANSA (arXiv 2505.21795)"]
+    assert found["DiffewS, strict"] == [
+        *[""] * 10,
+        "33.9",
+        "quoted for DiffewS by SANSA (arXiv 2505.21795)",
+    ]
     assert found["Matcher, in-context"][10] == "33.0" and found["coco (ours)"][10] == ""
 
 
@@ -271,7 +320,10 @@ def test_latex_holds_the_same_cells_escaped(table, evaluated, weights, tmp_path)
     body = text.split("\\toprule\n")[1].split("\n\\bottomrule")[0].replace("\\midrule\n", "")
     lines = [line.removesuffix(" \\\\") for line in body.splitlines()]
     assert all(line.endswith(" \\\\") for line in body.splitlines())
-    cells = [[re.sub(r"\\([&%_#])", r"\1", c.strip()) for c in re.split(r"(?<!\\)&", line)] for line in lines]
+    cells = [
+        [re.sub(r"\\([&%_#])", r"\1", c.strip()) for c in re.split(r"(?<!\\)&", line)]
+        for line in lines
+    ]
     assert {row[0]: row[1:] for row in cells} == rows(table(folders))
     assert "my\\_own (ours)" in body and not re.search(r"(?<!\\)[_%#]", body)
     columns = re.search(r"\\begin{tabular}{([lr]+)}", text)[1]
@@ -308,7 +360,9 @@ def test_runs_of_different_shots_must_agree_too(refused_table, evaluated):
     assert "image_size: 32 and 64" in refused_table(evaluated(0), evaluated(0, 5, "image_size=64"))
 
 
-def test_the_published_list_and_another_one_are_not_averaged(refused_table, evaluated, coco, tmp_path):
+def test_the_published_list_and_another_one_are_not_averaged(
+    refused_table, evaluated, coco, tmp_path
+):
     shown = load_benchmark("coco20i", tmp_path, fold=0, episodes=3)
     donor = coco / "COCO2014"
     image = next((donor / "val2014").iterdir())
@@ -327,11 +381,16 @@ def test_the_published_list_and_another_one_are_not_averaged(refused_table, eval
 
 
 @pytest.mark.parametrize("how", ["drawn_shots", "episodes_file"])
-def test_lists_that_were_made_differently_are_not_averaged(run, refused_table, evaluated, coco, tmp_path, how):
+def test_lists_that_were_made_differently_are_not_averaged(
+    run, refused_table, evaluated, coco, tmp_path, how
+):
     word = "drawn_shots=3"
     if how == "episodes_file":
         file = tmp_path / "list.json"
-        assert run("episodes", f"data={coco}", "fold=1", "shots=1", "episodes=50", f"save={file}").code == 0
+        assert (
+            run("episodes", f"data={coco}", "fold=1", "shots=1", "episodes=50", f"save={file}").code
+            == 0
+        )
         content = json.loads(file.read_text())
         drawn = load_benchmark("coco20i", coco, fold=1, episodes_file=file).episodes
         drawn[30:33].save(file)
@@ -391,10 +450,19 @@ def test_a_truncated_result_or_record_is_refused(refused_table, own_run):
         assert str(own_run) in refused_table(own_run)
 
 
-def test_a_run_of_the_shipped_weights_has_a_name(run, table, weights, base, coco, tmp_path, monkeypatch):
+def test_a_run_of_the_shipped_weights_has_a_name(
+    run, table, weights, base, coco, tmp_path, monkeypatch
+):
     shutil.copytree(weights / "coco_fold0", tmp_path / "weight" / "tiny" / "shapes_fold0")
     monkeypatch.setattr("diffews.cli.commands.CHECKOUT", tmp_path)  # where the shipped weights lie
-    words = [f"base={base}", f"data={coco}", "image_size=64", "episodes=2", "workers=0", f"out={tmp_path / 'out'}"]
+    words = [
+        f"base={base}",
+        f"data={coco}",
+        "image_size=64",
+        "episodes=2",
+        "workers=0",
+        f"out={tmp_path / 'out'}",
+    ]
     assert run("eval", *words).code == 0
     assert "shapes (ours)" in rows(table([tmp_path / "out"]))
 
@@ -419,7 +487,11 @@ def planned(*words, python="echo"):
     """What the script would run; echo in the place of python prints what it is given."""
     process = script(*words, python=python)
     out, err = process.communicate(timeout=60)
-    return process.returncode, out, [line for line in err.splitlines() if line.startswith("-m diffews eval ")]
+    return (
+        process.returncode,
+        out,
+        [line for line in err.splitlines() if line.startswith("-m diffews eval ")],
+    )
 
 
 @pytest.fixture
@@ -443,12 +515,21 @@ def test_the_script_runs_every_fold_and_shot_of_tables_1_and_2(folders):
     for call in calls:
         keys = dict(word.split("=", 1) for word in call.split()[3:])
         assert keys["episodes"] == "7" and keys["data"] == str(folders / "data")
-        runs.append((Path(keys["weight"]).name, keys["benchmark"], int(keys["fold"]), int(keys["shots"])))
+        runs.append(
+            (Path(keys["weight"]).name, keys["benchmark"], int(keys["fold"]), int(keys["shots"]))
+        )
     strict = {(f"coco_fold{fold}", "coco20i", fold, shots) for fold in range(4) for shots in (1, 5)}
     plan = {"coco20i": 4, "pascal5i": 4, "lvis92i": 10}
-    incontext = {("incontext", name, f, n) for name, folds in plan.items() for f in range(folds) for n in (1, 5)}
+    incontext = {
+        ("incontext", name, f, n)
+        for name, folds in plan.items()
+        for f in range(folds)
+        for n in (1, 5)
+    }
     assert set(runs) == strict | incontext and len(runs) == 8 + 36
-    assert len({dict(word.split("=", 1) for word in call.split()[3:])["out"] for call in calls}) == len(calls)
+    assert len(
+        {dict(word.split("=", 1) for word in call.split()[3:])["out"] for call in calls}
+    ) == len(calls)
 
     tables = [line for line in out.splitlines() if line.startswith("-m diffews table ")]
     assert [re.search("setting=(.*?) ", line)[1] for line in tables] == ["strict", "in-context"]
@@ -465,7 +546,11 @@ def test_the_script_says_what_is_missing(folders):
         assert f"missing, so left out: {folders / name}\n" in out
     shutil.rmtree(folders / "weights" / "incontext")
     code, out, calls = planned(*script_words(folders))
-    assert code == 0 and len(calls) == 6 and f"missing, so left out: {folders / 'weights' / 'incontext'}\n" in out
+    assert (
+        code == 0
+        and len(calls) == 6
+        and f"missing, so left out: {folders / 'weights' / 'incontext'}\n" in out
+    )
     assert "Table 1" not in out
 
 
@@ -490,15 +575,25 @@ def test_the_script_goes_on_after_a_run_that_failed_and_names_it(folders, tmp_pa
     assert len(calls) == 43
     strict = next(line for line in out.splitlines() if "setting=strict" in line)
     assert len(strict.split("runs=")[1].split(",")) == 7 and "coco20i_fold1_5shot" not in strict
-    assert any("coco20i_fold1_5shot" in line for line in out.splitlines() if not line.startswith("-m "))
+    assert any(
+        "coco20i_fold1_5shot" in line for line in out.splitlines() if not line.startswith("-m ")
+    )
 
 
 @pytest.mark.slow
-def test_the_script_goes_on_after_an_interruption_and_refuses_another_size(weights, base, coco, tmp_path):
+def test_the_script_goes_on_after_an_interruption_and_refuses_another_size(
+    weights, base, coco, tmp_path
+):
     for fold in (0, 1):
         shutil.copytree(weights / f"coco_fold{fold}", tmp_path / "weights" / f"coco_fold{fold}")
     out = tmp_path / "out"
-    words = [f"weights={tmp_path / 'weights'}", f"data={coco}", f"out={out}", f"base={base}", "episodes=2"]
+    words = [
+        f"weights={tmp_path / 'weights'}",
+        f"data={coco}",
+        f"out={out}",
+        f"base={base}",
+        "episodes=2",
+    ]
     words += ["image_size=64", "workers=0"]
     process = script(*words, python=sys.executable)
     first = out / "coco_fold0" / "coco20i_fold0_1shot"
@@ -522,7 +617,11 @@ def test_the_script_goes_on_after_an_interruption_and_refuses_another_size(weigh
     for name in ("coco_fold2", "coco_fold3", "incontext"):
         assert f"missing, so left out: {tmp_path / 'weights' / name}" in printed
 
-    process = script(*[word for word in words if "image_size" not in word], "image_size=32", python=sys.executable)
+    process = script(
+        *[word for word in words if "image_size" not in word],
+        "image_size=32",
+        python=sys.executable,
+    )
     printed, err = process.communicate(timeout=300)
     assert process.returncode != 0 and "(ours)" not in printed
     assert "image_size: 64 there, 32 now" in err

@@ -64,13 +64,21 @@ def test_a_figure_enlarges_small_pictures_by_a_whole_factor(square_mask, size, s
     tiles = figure_tiles([(image, mask)] * 2, image, mask, mask)
     assert [tile.shape for tile in tiles] == [(side, side, 3)] * 5
     assert (tiles[2] == 100).all()
-    assert [words for _, words, _ in figure_titles(2)] == ["support 1", "support 2", "query", "prediction", "truth"]
+    assert [words for _, words, _ in figure_titles(2)] == [
+        "support 1",
+        "support 2",
+        "query",
+        "prediction",
+        "truth",
+    ]
 
 
 def test_text_stays_above_its_columns(tmp_path):
     tile = np.full((192, 192, 3), 100, np.uint8)
     for words in ("cat", "a class with a very long name, which goes on and on and on"):
-        save_figure(tmp_path / "a.png", [([(0, words, BLACK), (1, "", BLACK)], [tile, tile])], columns=2)
+        save_figure(
+            tmp_path / "a.png", [([(0, words, BLACK), (1, "", BLACK)], [tile, tile])], columns=2
+        )
         with Image.open(tmp_path / "a.png") as image:
             line = np.asarray(image)[8:40, 16:]
         assert (line[:, :192] < 128).any() and (line[:, 192:] == 255).all()

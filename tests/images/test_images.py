@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 
 from diffews import InputError
-from diffews.images.files import list_images, normalize, open_image, open_mask, open_rgb, resize_image
+from diffews.images.files import (
+    list_images,
+    normalize,
+    open_image,
+    open_mask,
+    open_rgb,
+    resize_image,
+)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1", "LA"])
@@ -64,7 +71,9 @@ def test_a_truncated_picture_is_refused(picture, tmp_path, suffix, kept):
     picture(0).save(file)
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(InputError, match=rf"a\{suffix} (cannot be decoded|is no picture).*replace the file"):
+    with pytest.raises(
+        InputError, match=rf"a\{suffix} (cannot be decoded|is no picture).*replace the file"
+    ):
         open_image(file)
 
 

@@ -5,12 +5,22 @@ import pytest
 import torch
 
 from diffews import InputError
-from diffews.images.masks import binary_mask, check_threshold, quantize, render_masks, resize_mask, scores_and_limit
+from diffews.images.masks import (
+    binary_mask,
+    check_threshold,
+    quantize,
+    render_masks,
+    resize_mask,
+    scores_and_limit,
+)
 
 
 def test_a_mask_is_resized_with_torchs_choice_of_pixels():
     mask = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    rows, columns = [0, 1], [0, 2]  # floor(i * 3 / 2), floor(i * 4 / 2): the pixel at the left edge, not at the centre
+    rows, columns = (
+        [0, 1],
+        [0, 2],
+    )  # floor(i * 3 / 2), floor(i * 4 / 2): the pixel at the left edge, not at the centre
     assert resize_mask(mask, 2).tolist() == mask[np.ix_(rows, columns)].tolist()
     rows, columns = [0, 0, 1, 1, 2], [0, 0, 1, 2, 3]  # floor(i * 3 / 5), floor(i * 4 / 5)
     assert resize_mask(mask, 5).tolist() == mask[np.ix_(rows, columns)].tolist()
@@ -23,7 +33,9 @@ def test_a_resized_mask_keeps_its_values_and_type():
     assert np.array_equal(resize_mask(mask[:32, :32], 32), mask[:32, :32])
 
 
-@pytest.mark.parametrize(("dtype", "one"), [(bool, 1), (np.uint8, 1), (np.uint8, 255), (np.float32, 1), (int, 255)])
+@pytest.mark.parametrize(
+    ("dtype", "one"), [(bool, 1), (np.uint8, 1), (np.uint8, 255), (np.float32, 1), (int, 255)]
+)
 def test_bool_and_0_1_and_0_255_are_the_same_mask(dtype, one):
     binary = binary_mask(np.array([[0, one], [one, 0]]).astype(dtype))
     assert binary.dtype == np.uint8 and binary.tolist() == [[0, 1], [1, 0]]
@@ -36,7 +48,9 @@ def test_a_mask_of_one_value_is_taken(value, want):
 
 @pytest.mark.parametrize("values", [(0, 2), (0, 1, 255), (1, 255), (0, 0.5), (-1, 1), (0, np.nan)])
 def test_other_values_are_refused_and_shown(values):
-    with pytest.raises(InputError, match=r"my mask holds the values .*give bool, \{0, 1\} or \{0, 255\}"):
+    with pytest.raises(
+        InputError, match=r"my mask holds the values .*give bool, \{0, 1\} or \{0, 255\}"
+    ):
         binary_mask(np.array([values]), "my mask")
 
 
@@ -60,7 +74,15 @@ def test_the_vae_sees_white_foreground_on_black():
 
 def test_decoded_colours_are_clipped_and_truncated_not_rounded():
     decoded = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.999, 1.0, 2.0])
-    assert quantize(decoded).tolist() == [0, 0, 63, 127, 254, 255, 255]  # 63.75, 127.5 and 254.87 are cut
+    assert quantize(decoded).tolist() == [
+        0,
+        0,
+        63,
+        127,
+        254,
+        255,
+        255,
+    ]  # 63.75, 127.5 and 254.87 are cut
     assert quantize(decoded).dtype == torch.uint8
 
 

@@ -29,7 +29,9 @@ def encode(unet, latents):
     @torch.no_grad()
     def encode(which=slice(None), shots=1):
         support = latents[0][which]
-        return unet.encode_support(support, TIMESTEP, latents[2].expand(len(support), -1, -1), shots)
+        return unet.encode_support(
+            support, TIMESTEP, latents[2].expand(len(support), -1, -1), shots
+        )
 
     return encode
 
@@ -40,7 +42,9 @@ def answer(unet, latents):
 
     @torch.no_grad()
     def answer(bank, queries=1):
-        return unet.segment(latents[1][:queries], TIMESTEP, latents[2].expand(queries, -1, -1), bank)
+        return unet.segment(
+            latents[1][:queries], TIMESTEP, latents[2].expand(queries, -1, -1), bank
+        )
 
     return answer
 
@@ -55,7 +59,9 @@ def assert_same(bank, other):
 def test_a_bank_holds_keys_and_values_of_every_self_attention_layer(unet, encode):
     bank = encode(shots=2)
     assert (bank.batch, bank.shots) == (2, 2)
-    assert {layer for layer, _, _ in bank} == {name for name in unet.attn_processors if ".attn1." in name}
+    assert {layer for layer, _, _ in bank} == {
+        name for name in unet.attn_processors if ".attn1." in name
+    }
     sizes = 0
     for _, key, value in bank:
         assert key.shape == value.shape and key.shape[:1] == (2,) and key.shape[1] % 2 == 0
@@ -108,7 +114,9 @@ def test_a_slice_is_the_bank_of_some_sets(encode, answer):
     for index in range(2):
         part = bank[index : index + 1]
         assert part.batch == 1
-        torch.testing.assert_close(answer(part), answer(encode(slice(index, index + 1))), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            answer(part), answer(encode(slice(index, index + 1))), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_concatenating_banks_adds_shots(encode, answer):
@@ -116,7 +124,9 @@ def test_concatenating_banks_adds_shots(encode, answer):
     joined = first.concatenate(second)
     assert (joined.shots, joined.batch, first.shots) == (4, 1, 1)
     assert joined.nbytes == first.nbytes + second.nbytes
-    torch.testing.assert_close(answer(joined), answer(encode(slice(0, 4), shots=4)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        answer(joined), answer(encode(slice(0, 4), shots=4)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_banks_that_do_not_fit_are_not_concatenated(encode):
@@ -128,7 +138,9 @@ def test_banks_that_do_not_fit_are_not_concatenated(encode):
 
 def test_sampling_keeps_paired_keys_and_values_in_their_order(encode):
     bank = encode(shots=2)
-    numbers = {layer: torch.arange(key.shape[1])[None, :, None].expand_as(key) for layer, key, _ in bank}
+    numbers = {
+        layer: torch.arange(key.shape[1])[None, :, None].expand_as(key) for layer, key, _ in bank
+    }
     marked = SupportBank(2, {layer: (token, 1000 + token) for layer, token in numbers.items()})
     sampled = marked.sample(1, torch.Generator().manual_seed(0))
     assert (sampled.shots, sampled.batch) == (1, 2)
@@ -143,7 +155,10 @@ def test_sampling_follows_its_generator(encode):
     bank = encode(shots=2)
     draw = [bank.sample(1, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert_same(draw[0], draw[1])
-    assert any(not torch.equal(key, other) for (_, key, _), (_, other, _) in zip(draw[0], draw[2], strict=True))
+    assert any(
+        not torch.equal(key, other)
+        for (_, key, _), (_, other, _) in zip(draw[0], draw[2], strict=True)
+    )
 
 
 def test_sampling_all_shots_gives_the_same_bank(encode):

@@ -12,7 +12,9 @@ from diffews import DiffewsPipeline, DiffewsUNet, InputError, SupportBank
 
 @pytest.fixture
 def bank(pipe, picture, square_mask):
-    return pipe.encode_support([picture(1), picture(2, 50, 40)], [square_mask(), square_mask(50, 40)])
+    return pipe.encode_support(
+        [picture(1), picture(2, 50, 40)], [square_mask(), square_mask(50, 40)]
+    )
 
 
 def assert_same(one, other):
@@ -48,7 +50,9 @@ def test_a_bank_without_a_hash_loads_anywhere(pipe, other_pipe, bank, tmp_path):
     for pipeline in (pipe, other_pipe):
         assert_same(pipeline.load_bank(tmp_path / "bank.safetensors"), bank)
     pipe.save_bank(bank, tmp_path / "named.safetensors")
-    assert_same(SupportBank.load(tmp_path / "named.safetensors"), bank)  # nobody says whose it should be
+    assert_same(
+        SupportBank.load(tmp_path / "named.safetensors"), bank
+    )  # nobody says whose it should be
 
 
 def test_a_bank_of_another_network_is_refused(pipe, unet, tmp_path):
@@ -73,7 +77,10 @@ def test_a_bank_with_hidden_tokens_comes_back(unet, tmp_path):
         assert_same(loaded, hidden)
         assert {len(tensors) for tensors in loaded._layers.values()} == {3}
         query = torch.randn(2, 4, 16, 16)
-        one, other = (unet.segment(query, torch.tensor(1), words.expand(2, -1, -1), b) for b in (hidden, loaded))
+        one, other = (
+            unet.segment(query, torch.tensor(1), words.expand(2, -1, -1), b)
+            for b in (hidden, loaded)
+        )
     assert torch.equal(one, other)
 
 
@@ -93,7 +100,9 @@ def banks(pipe, picture, square_mask):
     return [pipe.encode_support(picture(seed), mask) for seed, mask in enumerate(masks, start=10)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"threshold": 0.6}, {"threshold": 0.45, "threshold_rule": "absolute"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"threshold": 0.6}, {"threshold": 0.45, "threshold_rule": "absolute"}]
+)
 def test_a_label_map_is_that_of_separate_calls(pipe, banks, picture, settings):
     queries = [picture(20), picture(21, 50, 70)]
     maps = pipe.label(queries, banks, **settings)
@@ -137,7 +146,10 @@ def words(weight, base, files, tmp_path):
 
 
 def pairs(files, *numbers):
-    return [f"{key}={','.join(str(files / f'{key[0]}{n}.png') for n in numbers)}" for key in ("support", "mask")]
+    return [
+        f"{key}={','.join(str(files / f'{key[0]}{n}.png') for n in numbers)}"
+        for key in ("support", "mask")
+    ]
 
 
 def png(file):
@@ -145,11 +157,19 @@ def png(file):
         return np.asarray(image)
 
 
-def test_classes_become_a_label_map_and_their_banks_give_it_again(run, words, files, pipe, square_mask, tmp_path):
-    outcome = run(*words, *pairs(files, 0, 1, 2), "classes=a,b,a", f"save_bank={tmp_path / 'banks'}")
+def test_classes_become_a_label_map_and_their_banks_give_it_again(
+    run, words, files, pipe, square_mask, tmp_path
+):
+    outcome = run(
+        *words, *pairs(files, 0, 1, 2), "classes=a,b,a", f"save_bank={tmp_path / 'banks'}"
+    )
     assert outcome.code == 0, outcome
     out = tmp_path / "out"
-    assert {file.name for file in out.iterdir()} == {"labels.json", "query_labels.png", "query_overlay.jpg"}
+    assert {file.name for file in out.iterdir()} == {
+        "labels.json",
+        "query_labels.png",
+        "query_overlay.jpg",
+    }
     assert json.loads((out / "labels.json").read_text()) == {"1": "a", "2": "b"}
 
     images = [Image.open(files / f"s{n}.png").convert("RGB") for n in range(3)]
@@ -160,7 +180,9 @@ def test_classes_become_a_label_map_and_their_banks_give_it_again(run, words, fi
     ]
     labels = png(out / "query_labels.png")
     assert labels.shape == (40, 70)
-    assert np.array_equal(labels, by_hand(pipe, Image.open(files / "query.png").convert("RGB"), banks))
+    assert np.array_equal(
+        labels, by_hand(pipe, Image.open(files / "query.png").convert("RGB"), banks)
+    )
 
     saved = [tmp_path / "banks" / f"{name}.safetensors" for name in "ab"]
     assert run(*words, f"bank={saved[0]},{saved[1]}", f"out={tmp_path / 'again'}").code == 0
@@ -174,7 +196,9 @@ def test_one_bank_gives_the_mask_of_its_support(run, words, files, tmp_path):
     assert run(*words, f"bank={file}", f"out={tmp_path / 'again'}").code == 0
     names = {path.name for path in (tmp_path / "again").iterdir()}
     assert names == {"query_mask.png", "query_overlay.jpg"}
-    assert (tmp_path / "again" / "query_mask.png").read_bytes() == (tmp_path / "out" / "query_mask.png").read_bytes()
+    assert (tmp_path / "again" / "query_mask.png").read_bytes() == (
+        tmp_path / "out" / "query_mask.png"
+    ).read_bytes()
 
 
 def test_what_does_not_go_together_is_refused(run, refused, words, files, tmp_path):
@@ -185,8 +209,14 @@ def test_what_does_not_go_together_is_refused(run, refused, words, files, tmp_pa
     twin.write_bytes(file.read_bytes())
     for more, says in [
         ([f"bank={file}", *pairs(files, 0)], "give either bank= or support= with mask="),
-        ([*pairs(files, 0, 1), "classes=a"], "1 classes for 2 support pictures; name the class of each"),
-        ([f"bank={tmp_path / 'none.safetensors'}"], "none.safetensors: no such file; save_bank= writes one"),
+        (
+            [*pairs(files, 0, 1), "classes=a"],
+            "1 classes for 2 support pictures; name the class of each",
+        ),
+        (
+            [f"bank={tmp_path / 'none.safetensors'}"],
+            "none.safetensors: no such file; save_bank= writes one",
+        ),
         ([f"bank={file},{twin}"], "two banks are named 'cat'; rename one"),
         ([], "support= is missing"),
     ]:
@@ -207,5 +237,8 @@ def test_a_bank_that_hides_nothing_is_joined_to_one_that_does(pipe):
         (plain.concatenate(hiding), [1] * 4 + [1, 0, 0, 1]),
         (hiding.concatenate(plain), [1, 0, 0, 1] + [1] * 4),
     ):
-        assert joined.shots == 2 and joined.seen("a", 1)[0, 0, 0].tolist() == [True, *map(bool, want)]
+        assert joined.shots == 2 and joined.seen("a", 1)[0, 0, 0].tolist() == [
+            True,
+            *map(bool, want),
+        ]
     assert plain.concatenate(plain).seen("a", 1) is None

@@ -54,7 +54,9 @@ def test_both_passes_give_what_the_reference_gave(golden_unet, expected, case, s
 
     support_text = text.expand(len(support), -1, -1)
     support_output = golden_unet(golden_unet.conv_in_ref(support), TIMESTEP, support_text).sample
-    torch.testing.assert_close(support_output, golden[f"{case}.support_out"], rtol=0, atol=2e-3)  # values up to 8
+    torch.testing.assert_close(
+        support_output, golden[f"{case}.support_out"], rtol=0, atol=2e-3
+    )  # values up to 8
 
     query_latents = both_passes(golden_unet, support, query, text, shots)
     torch.testing.assert_close(query_latents, -golden[f"{case}.query_out"], rtol=0, atol=2e-3)
@@ -70,7 +72,9 @@ def test_loss_and_every_gradient_are_those_of_the_reference(golden_unet, expecte
     loss.backward()
 
     assert loss.item() == pytest.approx(golden.json["loss"], rel=1e-4)
-    norms = {name: parameter.grad.norm().item() for name, parameter in golden_unet.named_parameters()}
+    norms = {
+        name: parameter.grad.norm().item() for name, parameter in golden_unet.named_parameters()
+    }
     assert norms == pytest.approx(golden.json["grad_norm"], rel=2e-3)
 
 
@@ -99,7 +103,16 @@ class TokensBeforeAttention:
     def __init__(self, layer):
         self.layer, self.stock = layer, AttnProcessor2_0()
 
-    def __call__(self, attn, hidden, encoder_hidden_states=None, attention_mask=None, temb=None, keep=None, read=None):
+    def __call__(
+        self,
+        attn,
+        hidden,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        temb=None,
+        keep=None,
+        read=None,
+    ):
         if encoder_hidden_states is None and keep is not None:
             keep[self.layer] = hidden
         if encoder_hidden_states is None and read is not None:
@@ -115,8 +128,15 @@ def test_the_bank_equals_concatenating_tokens_before_the_stock_attention(unet):
 
     unet.set_attn_processor({name: TokensBeforeAttention(name) for name in unet.attn_processors})
     tokens = {}
-    unet(unet.conv_in_ref(support), TIMESTEP, text.expand(6, -1, -1), cross_attention_kwargs={"keep": tokens})
-    want = -unet(query, TIMESTEP, text.expand(2, -1, -1), cross_attention_kwargs={"read": tokens}).sample
+    unet(
+        unet.conv_in_ref(support),
+        TIMESTEP,
+        text.expand(6, -1, -1),
+        cross_attention_kwargs={"keep": tokens},
+    )
+    want = -unet(
+        query, TIMESTEP, text.expand(2, -1, -1), cross_attention_kwargs={"read": tokens}
+    ).sample
     torch.testing.assert_close(got, want)
 
 
@@ -124,9 +144,12 @@ def test_the_bank_equals_concatenating_tokens_before_the_stock_attention(unet):
 def test_a_new_support_stem_is_the_mean_of_two_query_stems(stock):
     unet = with_support_stem(stock)
     latents, other = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(unet.conv_in_ref(torch.cat([latents, latents], 1)), unet.conv_in(latents))
     torch.testing.assert_close(
-        unet.conv_in_ref(torch.cat([latents, other], 1)), (unet.conv_in(latents) + unet.conv_in(other)) / 2
+        unet.conv_in_ref(torch.cat([latents, latents], 1)), unet.conv_in(latents)
+    )
+    torch.testing.assert_close(
+        unet.conv_in_ref(torch.cat([latents, other], 1)),
+        (unet.conv_in(latents) + unet.conv_in(other)) / 2,
     )
 
 
@@ -137,14 +160,18 @@ def test_a_new_support_stem_is_the_mean_of_two_query_stems(stock):
 def test_the_order_of_shots_does_not_matter(unet):
     support, query, text = random_batch(queries=1)
     want = both_passes(unet, support, query, text, 3)
-    torch.testing.assert_close(both_passes(unet, support.flip(0), query, text, 3), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        both_passes(unet, support.flip(0), query, text, 3), want, rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()
 def test_queries_of_a_batch_do_not_see_each_others_support(unet):
     support, query, text = random_batch(queries=2)
     both = both_passes(unet, support, query, text, 3)
-    alone = [both_passes(unet, support[3 * i : 3 * i + 3], query[i : i + 1], text, 3) for i in range(2)]
+    alone = [
+        both_passes(unet, support[3 * i : 3 * i + 3], query[i : i + 1], text, 3) for i in range(2)
+    ]
     torch.testing.assert_close(torch.cat(alone), both, rtol=1e-4, atol=1e-5)
 
 
@@ -163,7 +190,9 @@ def test_one_bank_serves_many_queries(unet):
         want = both_passes(unet, support, latents, text, 2)
         assert torch.equal(unet.segment(latents, TIMESTEP, text, bank), want)
     together = unet.segment(torch.cat([query, query + 1]), TIMESTEP, text.expand(2, -1, -1), bank)
-    torch.testing.assert_close(together[1:], both_passes(unet, support, query + 1, text, 2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        together[1:], both_passes(unet, support, query + 1, text, 2), rtol=1e-4, atol=1e-5
+    )
 
 
 # ---- gradients ----
@@ -223,7 +252,9 @@ def test_two_passes_warn_of_nothing(unet, caplog):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("class_name", ["DiffewsUNet", "MyUNet2DConditionModel", "UNet2DConditionModel"])
+@pytest.mark.parametrize(
+    "class_name", ["DiffewsUNet", "MyUNet2DConditionModel", "UNet2DConditionModel"]
+)
 @pytest.mark.parametrize("safetensors", [True, False])
 def test_a_saved_unet_gives_the_same_answer(unet, tmp_path, class_name, safetensors, caplog):
     unet.save_pretrained(tmp_path, safe_serialization=safetensors)
@@ -280,7 +311,11 @@ def test_a_deep_copy_stands_alone(unet):
 @pytest.mark.slow  # tracing takes half a minute
 def test_each_pass_is_traced_as_one_graph_and_gives_the_same(unet):
     """What `compile=true` rests on; the graphs run uncompiled, which needs no C++ compiler."""
-    supports, queries, text = torch.randn(2, 8, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(1, 2, 24)
+    supports, queries, text = (
+        torch.randn(2, 8, 8, 8),
+        torch.randn(2, 4, 8, 8),
+        torch.randn(1, 2, 24),
+    )
     step = torch.tensor(1)
     with torch.no_grad():
         keys = unet.encode_text(text)

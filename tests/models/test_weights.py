@@ -13,20 +13,22 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from diffews import DiffewsPipeline, DiffewsUNet, InputError, load_pipeline
-from diffews.models.weights import (
+from diffews.models.find import (
     DEFAULT_BASE,
     RECORD,
-    empty_prompt_ids,
-    encode_empty_prompt,
     find_weights,
     hash_weights,
+    resolve,
+    weight_files,
+)
+from diffews.models.weights import (
+    empty_prompt_ids,
+    encode_empty_prompt,
     load_module,
     load_text,
     load_unet,
     load_vae,
-    resolve,
     save_text,
-    weight_files,
 )
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -41,7 +43,9 @@ def assert_same_weights(module, other, **tolerance):
     theirs = other.state_dict()
     assert module.state_dict().keys() == theirs.keys()
     for name, tensor in module.state_dict().items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=tolerance.get("atol", 0), msg=name)
+        torch.testing.assert_close(
+            tensor, theirs[name], rtol=0, atol=tolerance.get("atol", 0), msg=name
+        )
 
 
 # ---- layouts ----
@@ -49,7 +53,9 @@ def assert_same_weights(module, other, **tolerance):
 
 @pytest.mark.parametrize("inside", ["unet/unet", "unet", "."])
 @pytest.mark.parametrize("name", ["coco_fold0", "checkpoint-2000"])
-def test_the_unet_is_found_in_every_published_layout(weight, base, golden_unet, tmp_path, name, inside):
+def test_the_unet_is_found_in_every_published_layout(
+    weight, base, golden_unet, tmp_path, name, inside
+):
     folder = tmp_path / name
     shutil.copytree(weight / "unet" / "unet", folder / inside)
     assert_same_weights(load_pipeline(folder, base).unet, golden_unet)
@@ -71,7 +77,9 @@ def test_half_precision_files_are_found(base, golden_unet, tmp_path):
     unet = DiffewsUNet.from_config(golden_unet.config)
     unet.load_state_dict(golden_unet.state_dict())
     unet.half().save_pretrained(tmp_path / "unet", variant="fp16")
-    assert [file.name for file in (tmp_path / "unet").glob("*.safetensors")] == [FILE.replace(".s", ".fp16.s")]
+    assert [file.name for file in (tmp_path / "unet").glob("*.safetensors")] == [
+        FILE.replace(".s", ".fp16.s")
+    ]
     loaded = load_pipeline(tmp_path, base).unet
     assert loaded.dtype == torch.float32
     assert_same_weights(loaded, golden_unet, atol=2e-3)
@@ -86,7 +94,9 @@ def test_sharded_files_are_found(base, golden_unet, tmp_path):
 
 def test_pickled_weights_are_read_only_when_that_is_allowed(base, golden_unet, tmp_path):
     golden_unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
-    with pytest.raises(InputError, match=r"diffusion_pytorch_model.bin is a pickle; .*allow_bin=true"):
+    with pytest.raises(
+        InputError, match=r"diffusion_pytorch_model.bin is a pickle; .*allow_bin=true"
+    ):
         load_pipeline(tmp_path, base)
     assert_same_weights(load_pipeline(tmp_path, base, allow_bin=True).unet, golden_unet)
 
@@ -104,7 +114,9 @@ def test_a_pickle_that_would_run_code_does_not_run(runs_code, base, golden_unet,
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(("dtype", "vae_dtype"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+@pytest.mark.parametrize(
+    ("dtype", "vae_dtype"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)]
+)
 def test_half_precision_keeps_the_vae_where_it_would_overflow(weight, base, dtype, vae_dtype):
     pipe = load_pipeline(weight, base, dtype=dtype)
     assert (pipe.unet.dtype, pipe.vae.dtype) == (dtype, vae_dtype)
@@ -138,7 +150,9 @@ def test_base_comes_before_the_long_name(own_weight, base):
     assert find_weights(own_weight).base.name == "base"
 
 
-def test_a_recorded_base_comes_before_one_beside_and_a_given_one_before_all(own_weight, base, tmp_path):
+def test_a_recorded_base_comes_before_one_beside_and_a_given_one_before_all(
+    own_weight, base, tmp_path
+):
     shutil.copytree(base, own_weight.parent / "base")
     recorded = other_base(base, tmp_path / "elsewhere" / "recorded")
     (own_weight / RECORD).write_text(json.dumps({"base": os.path.relpath(recorded, own_weight)}))
@@ -151,7 +165,8 @@ def test_weights_and_their_recorded_base_can_move_together(own_weight, base, tmp
     (own_weight / RECORD).write_text(json.dumps({"base": os.path.relpath(recorded, own_weight)}))
     moved = shutil.move(own_weight.parent, tmp_path / "moved")
     assert (
-        find_weights(Path(moved) / own_weight.name).base.resolve() == (tmp_path / "moved" / "bases" / "mine").resolve()
+        find_weights(Path(moved) / own_weight.name).base.resolve()
+        == (tmp_path / "moved" / "bases" / "mine").resolve()
     )
 
 
@@ -164,7 +179,12 @@ def test_a_recorded_base_that_is_gone_gives_way_to_one_beside(own_weight, base):
 def test_without_a_base_the_error_names_all_places(own_weight):
     with pytest.raises(InputError) as error:
         find_weights(own_weight)
-    for place in ("nothing recorded", str(own_weight.parent / "base"), str(own_weight.parent / DEFAULT_BASE), "base="):
+    for place in (
+        "nothing recorded",
+        str(own_weight.parent / "base"),
+        str(own_weight.parent / DEFAULT_BASE),
+        "base=",
+    ):
         assert place in str(error.value)
     (own_weight / RECORD).write_text(json.dumps({"base": "../gone"}))
     with pytest.raises(InputError, match=r"tried .*gone"):
@@ -183,7 +203,8 @@ def test_a_base_needs_no_unet(weight, own_base):
 
 
 @pytest.mark.parametrize(
-    ("removed", "says"), [("vae", "no vae/config.json"), ("text_encoder", "neither text.safetensors nor text_encoder")]
+    ("removed", "says"),
+    [("vae", "no vae/config.json"), ("text_encoder", "neither text.safetensors nor text_encoder")],
 )
 def test_a_base_without_a_part_is_refused(weight, own_base, removed, says):
     shutil.rmtree(own_base / removed)
@@ -198,7 +219,9 @@ def test_a_missing_base_is_refused(weight, tmp_path):
 
 def test_a_hub_id_is_fetched(weight, base, monkeypatch):
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(base))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(base)
+    )
     assert find_weights(weight, "someone/stable-diffusion-2-1").base == base
     assert asked == ["someone/stable-diffusion-2-1"]
     assert resolve(str(base)) == base  # a folder is never looked for on the hub
@@ -206,7 +229,9 @@ def test_a_hub_id_is_fetched(weight, base, monkeypatch):
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_line(weight):
-    with pytest.raises(InputError, match="no-one/nothing is no folder and could not be fetched") as error:  # offline
+    with pytest.raises(
+        InputError, match="no-one/nothing is no folder and could not be fetched"
+    ) as error:  # offline
         find_weights(weight, "no-one/nothing")
     assert "\n" not in str(error.value)
 
@@ -263,7 +288,9 @@ def test_a_damaged_tokenizer_or_text_encoder_is_refused(own_base):
 
 def test_weight_and_base_that_do_not_belong_together_are_refused(own_weight, own_base):
     save_text({"eval": torch.zeros(1, 2, 8), "train": torch.zeros(1, 77, 8)}, own_base)
-    with pytest.raises(InputError, match="text of 32 channels, the base makes 8; .*do not belong together"):
+    with pytest.raises(
+        InputError, match="text of 32 channels, the base makes 8; .*do not belong together"
+    ):
         load_pipeline(own_weight, own_base)
 
 
@@ -366,7 +393,9 @@ def test_the_image_size_is_as_asked_else_as_recorded_else_512(own_weight, base):
 
 @pytest.mark.parametrize("size", [4, 60, 500])
 def test_an_image_size_must_be_a_multiple_of_the_vaes_factor(weight, base, size):
-    with pytest.raises(InputError, match=rf"image_size={size} is not a multiple of 8, the factor of the VAE"):
+    with pytest.raises(
+        InputError, match=rf"image_size={size} is not a multiple of 8, the factor of the VAE"
+    ):
         find_weights(weight, base).image_size(size)
 
 

@@ -52,7 +52,9 @@ def test_a_folder_belongs_to_the_run_that_opened_it(tmp_path):
     assert json.loads((out / "run.json").read_text()) == {"shots": 1, "sizes": [1, 2]}
     (out / "something").write_text("words")
     open_run(out, {"shots": 1, "sizes": (1, 2)})
-    with pytest.raises(InputError, match=r"holds another run \(shots: 1 there, 2 now\); give another folder"):
+    with pytest.raises(
+        InputError, match=r"holds another run \(shots: 1 there, 2 now\); give another folder"
+    ):
         open_run(out, {"shots": 2, "sizes": (1, 2)})
     with pytest.raises(InputError, match="sizes: .* there, None now"):
         open_run(out, {"shots": 1})
@@ -60,7 +62,9 @@ def test_a_folder_belongs_to_the_run_that_opened_it(tmp_path):
 
 def test_hashes_are_shown_short(tmp_path):
     open_run(tmp_path, {"weight_sha256": "a" * 64})
-    with pytest.raises(InputError, match=r"weight_sha256: aaaaaaaa\.\.\. there, bbbbbbbb\.\.\. now"):
+    with pytest.raises(
+        InputError, match=r"weight_sha256: aaaaaaaa\.\.\. there, bbbbbbbb\.\.\. now"
+    ):
         open_run(tmp_path, {"weight_sha256": "b" * 64})
 
 

@@ -25,9 +25,21 @@ def bash(script, *words, cwd, python=sys.executable):
 @pytest.mark.parametrize(
     ("script", "words", "called"),
     [
-        ("eval.sh", ["weight/coco_fold0", "shots=5", "fold=2"], "weight=weight/coco_fold0 shots=5 fold=2"),
-        ("eval_coco2014_rthres_1shot_nosample.sh", ["weight/coco_fold0"], "weight=weight/coco_fold0 shots=1"),
-        ("eval_coco2014_rthres_5shot_nosample.sh", ["weight/coco_fold0"], "weight=weight/coco_fold0 shots=5"),
+        (
+            "eval.sh",
+            ["weight/coco_fold0", "shots=5", "fold=2"],
+            "weight=weight/coco_fold0 shots=5 fold=2",
+        ),
+        (
+            "eval_coco2014_rthres_1shot_nosample.sh",
+            ["weight/coco_fold0"],
+            "weight=weight/coco_fold0 shots=1",
+        ),
+        (
+            "eval_coco2014_rthres_5shot_nosample.sh",
+            ["weight/coco_fold0"],
+            "weight=weight/coco_fold0 shots=5",
+        ),
         (
             "eval_coco2014_rthres_1shot_nosample_fold0.sh",
             ["weight/incontext"],
@@ -38,11 +50,17 @@ def bash(script, *words, cwd, python=sys.executable):
             ["weight/incontext", "fold=3", "out=my results"],
             "weight=weight/incontext shots=1 fold=0 fold=3 out=my results",
         ),
-        ("eval_coco2014_rthres_1shot_nosample_fold.sh", ["weight/x", "2"], "weight=weight/x shots=1 fold=2"),
+        (
+            "eval_coco2014_rthres_1shot_nosample_fold.sh",
+            ["weight/x", "2"],
+            "weight=weight/x shots=1 fold=2",
+        ),
     ],
 )
 def test_the_references_commands_call_eval(tmp_path, script, words, called):
-    printed = bash(script, *words, cwd=tmp_path, python="echo")  # in the place of python: prints what it is given
+    printed = bash(
+        script, *words, cwd=tmp_path, python="echo"
+    )  # in the place of python: prints what it is given
     assert printed.stdout == f"-m diffews eval {called}\n" and printed.returncode == 0
 
 
@@ -61,10 +79,14 @@ def test_the_reference_command_ends_with_the_miou(weight, base, coco, tmp_path):
     assert (tmp_path / "results" / "coco_fold0" / "coco20i_fold0_1shot" / "result.json").is_file()
 
 
-def test_a_weight_dir_that_names_no_fold_is_refused_unless_the_script_names_one(own_weight, base, coco, tmp_path):
+def test_a_weight_dir_that_names_no_fold_is_refused_unless_the_script_names_one(
+    own_weight, base, coco, tmp_path
+):
     unnamed = own_weight.rename(own_weight.with_name("incontext"))
     outcome = bash("eval.sh", unnamed, f"base={base}", f"data={coco}", cwd=tmp_path)
     assert outcome.returncode == 2 and outcome.stdout == ""
     assert outcome.stderr.startswith("diffews: error: ") and "fold=N" in outcome.stderr
-    outcome = bash("eval_coco2014_rthres_1shot_nosample_fold.sh", unnamed, "4", f"base={base}", cwd=tmp_path)
+    outcome = bash(
+        "eval_coco2014_rthres_1shot_nosample_fold.sh", unnamed, "4", f"base={base}", cwd=tmp_path
+    )
     assert outcome.returncode == 2 and "fold=4" in outcome.stderr

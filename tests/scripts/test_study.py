@@ -24,18 +24,29 @@ def write_run(evaluation, shares, sweep=None, query="q"):
 
     def counts(values):
         wobble = [5 * (index // 2 % 3 - 1) for index in range(2 * EACH)]
-        return [{"inter": [900, values[i % 2] + wobble[i]], "union": [950, 100]} for i in range(2 * EACH)]
+        return [
+            {"inter": [900, values[i % 2] + wobble[i]], "union": [950, 100]}
+            for i in range(2 * EACH)
+        ]
 
     swept = {name: counts(values) for name, values in (sweep or {}).items()}
     lines = []
     for index, own in enumerate(counts(shares)):
-        record = {"index": index, "class_id": CLASSES[index % 2], "query": f"{query}{index}", "supports": [], **own}
+        record = {
+            "index": index,
+            "class_id": CLASSES[index % 2],
+            "query": f"{query}{index}",
+            "supports": [],
+            **own,
+        }
         if swept:
             record["sweep"] = {name: values[index] for name, values in swept.items()}
         lines.append(json.dumps(record) + "\n")
     evaluation.mkdir(parents=True)
     (evaluation / "episodes.jsonl").write_text("".join(lines))
-    (evaluation / "result.json").write_text(json.dumps({"episodes": 2 * EACH, "class_ids": CLASSES}))
+    (evaluation / "result.json").write_text(
+        json.dumps({"episodes": 2 * EACH, "class_ids": CLASSES})
+    )
     (evaluation.parent / "cpu.json").write_text(json.dumps({"train": 3600.0, "eval": 360.0}))
 
 
@@ -48,12 +59,22 @@ def write_seeds(out, name, shares_by_seed):
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
     write_seeds(out, report.DEFAULT, [(60, 40), (62, 40), (64, 40)])  # mIoU 50, 51, 52
-    write_seeds(out, "kv_fusion-addition", [(30, 20), (32, 20), (34, 20)])  # 25, 26, 27: clearly worse
-    write_seeds(out, "black_foreground", [(80, 60), (82, 60), (84, 60)])  # 70, 71, 72: clearly better
-    write_seeds(out, "mask_over_image", [(60, 50), (62, 30), (64, 44)])  # 55, 46, 54: cannot be told
+    write_seeds(
+        out, "kv_fusion-addition", [(30, 20), (32, 20), (34, 20)]
+    )  # 25, 26, 27: clearly worse
+    write_seeds(
+        out, "black_foreground", [(80, 60), (82, 60), (84, 60)]
+    )  # 70, 71, 72: clearly better
+    write_seeds(
+        out, "mask_over_image", [(60, 50), (62, 30), (64, 44)]
+    )  # 55, 46, 54: cannot be told
     write_seeds(out, "qkv_fusion-concatenation", [(60, 40), (62, 40), (64, 41)])  # alike
     write_seeds(out, "noise_to_mask", [(10, 10)])  # one seed: no interval
-    swept = {report.DEFAULT_THRESHOLD: (80, 60), "relative 0.2": (70, 50), "absolute 0.15": (80, 62)}
+    swept = {
+        report.DEFAULT_THRESHOLD: (80, 60),
+        "relative 0.2": (70, 50),
+        "absolute 0.15": (80, 62),
+    }
     write_run(out / "shipped" / "thresholds" / "eval", (80, 60), swept)
     write_run(out / "shipped" / "shots5" / "eval", (70, 60))
     write_run(out / "shipped" / "shots5-sampled" / "eval", (80, 60))
@@ -84,7 +105,11 @@ def rows_of(docs):
 
 def test_cells_are_the_mean_the_deviation_and_the_seeds(docs):
     rows = rows_of(docs)
-    assert rows["**KV fusion, concatenation** (default)"][:3] == ["51.0 ± 1.0", "50.0, 51.0, 52.0", "0"]
+    assert rows["**KV fusion, concatenation** (default)"][:3] == [
+        "51.0 ± 1.0",
+        "50.0, 51.0, 52.0",
+        "0",
+    ]
     assert rows["KV fusion, addition"][:2] == ["26.0 ± 1.0", "25.0, 26.0, 27.0"]
     assert rows["mask over image"][:2] == ["51.7 ± 4.9", "55.0, 46.0, 54.0"]
     assert rows["**relative 0.25** (default)"][0] == "70.0" and rows["absolute 0.15"][0] == "71.0"
@@ -94,7 +119,11 @@ def test_cells_are_the_mean_the_deviation_and_the_seeds(docs):
 @pytest.mark.parametrize(
     ("row", "difference", "judged"),
     [
-        ("KV fusion, addition", "-25.0 [-25.0, -25.0]", "holds"),  # the same episodes: their noise cancels
+        (
+            "KV fusion, addition",
+            "-25.0 [-25.0, -25.0]",
+            "holds",
+        ),  # the same episodes: their noise cancels
         ("black foreground on image", "+20.0 [+20.0, +20.0]", "does not hold"),
         ("mask over image", "+0.7 [", "cannot be told"),
         ("QKV fusion, concatenation", "+0.2 [", "holds"),
@@ -124,7 +153,9 @@ def test_missing_runs_are_shown_and_named(docs):
 def test_the_summary_lists_each_claim_once_by_its_verdict(docs):
     text = (docs / "study.md").read_text()
     summary = text[text.index("## Where") : text.index("## Interaction")]
-    parts = dict(zip(("holds", "fails", "open", "missing"), summary.split("\n\n**")[1:], strict=True))
+    parts = dict(
+        zip(("holds", "fails", "open", "missing"), summary.split("\n\n**")[1:], strict=True)
+    )
     assert "- KV fusion, addition below KV fusion, concatenation: -25.0" in parts["holds"]
     assert "- black foreground on image below white on black: +20.0" in parts["fails"]
     assert "- noise to mask below one step: -40.0" in parts["open"]
@@ -135,7 +166,9 @@ def test_the_summary_lists_each_claim_once_by_its_verdict(docs):
 
 def test_hours_are_added_up_by_kind(out):
     runs, hours = 5 * 3 + 1, report.cpu_hours(out)
-    assert hours["training"] == pytest.approx(runs + 3) and hours["evaluation"] == pytest.approx(0.1 * (runs + 3))
+    assert hours["training"] == pytest.approx(runs + 3) and hours["evaluation"] == pytest.approx(
+        0.1 * (runs + 3)
+    )
     assert hours["caches and pictures"] == pytest.approx(0.5)
 
 
@@ -153,13 +186,17 @@ def test_the_report_is_the_same_bytes_again(out, docs, tmp_path):
 
 def test_a_report_of_nothing_says_so(tmp_path):
     report.write_report(tmp_path / "none", tmp_path)
-    assert f"After {study.STEPS} steps the default reaches -." in (tmp_path / "study.md").read_text()
+    assert (
+        f"After {study.STEPS} steps the default reaches -." in (tmp_path / "study.md").read_text()
+    )
 
 
 def test_runs_of_other_episodes_are_refused(tmp_path):
     write_seeds(tmp_path, report.DEFAULT, [(60, 40)])
     write_run(tmp_path / "runs" / "noise_to_mask" / "seed0" / "eval", (60, 40), query="other")
-    with pytest.raises(InputError, match="noise_to_mask and kv_fusion-concatenation .* different episodes"):
+    with pytest.raises(
+        InputError, match="noise_to_mask and kv_fusion-concatenation .* different episodes"
+    ):
         report.write_report(tmp_path, tmp_path)
 
 
@@ -175,11 +212,15 @@ def test_without_noise_of_episodes_the_interval_is_students():
     first = [outcome(50 + gap, np.full(1000, 50 + gap)) for gap in gaps]
     found = report.difference(first, [outcome(50, np.full(1000, 50.0))] * 3)
     half = 4.303 * np.std(gaps, ddof=1) / 3**0.5  # 97.5 % point of t with two degrees of freedom
-    assert found.mean == pytest.approx(3) and found.bounds == pytest.approx((3 - half, 3 + half), abs=0.05 * half)
+    assert found.mean == pytest.approx(3) and found.bounds == pytest.approx(
+        (3 - half, 3 + half), abs=0.05 * half
+    )
 
 
 def test_one_model_has_the_interval_of_its_episodes():
-    found = report.difference([outcome(50, np.linspace(40, 60, 1001))], [outcome(45, np.full(1001, 45.0))])
+    found = report.difference(
+        [outcome(50, np.linspace(40, 60, 1001))], [outcome(45, np.full(1001, 45.0))]
+    )
     assert found.mean == 5 and found.bounds == pytest.approx((-4.5, 14.5))
 
 
@@ -207,7 +248,10 @@ def test_a_verdict_needs_the_whole_interval(bounds, expected, judged):
 def test_the_variants_cover_every_word():
     words = {"interaction": INTERACTIONS, "injection": INJECTIONS, "supervision": SUPERVISIONS}
     words["generation"] = GENERATIONS
-    keys = [{k: float(v) if k.startswith("beta") else v for k, v in own.items()} for own in study.VARIANTS.values()]
+    keys = [
+        {k: float(v) if k.startswith("beta") else v for k, v in own.items()}
+        for own in study.VARIANTS.values()
+    ]
     variants = [Variant(**own) for own in keys]
     for name, known in words.items():
         assert {getattr(variant, name) for variant in variants} == set(known)

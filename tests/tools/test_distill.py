@@ -15,7 +15,13 @@ import diffews
 from diffews import InputError
 from diffews.cli.settings import DistillConfig
 from diffews.images.masks import quantize, render_masks, scores_and_limit
-from diffews.models.vae import check_small_vae, decode_latents, encode_latents, hash_vae, load_small_vae
+from diffews.models.vae import (
+    check_small_vae,
+    decode_latents,
+    encode_latents,
+    hash_vae,
+    load_small_vae,
+)
 from diffews.models.weights import load_vae
 from diffews.tools.distill import (
     crop_mask,
@@ -81,7 +87,9 @@ def test_the_vae_of_the_base_computes_what_it_always_did(vae):
     images = torch.rand(2, 3, 32, 48, generator=torch.manual_seed(0)) * 2 - 1
     latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
     assert torch.equal(encode_latents(vae, images), latents)
-    assert torch.equal(decode_latents(vae, latents), vae.decode(latents / vae.config.scaling_factor).sample)
+    assert torch.equal(
+        decode_latents(vae, latents), vae.decode(latents / vae.config.scaling_factor).sample
+    )
 
 
 @torch.no_grad()
@@ -119,7 +127,9 @@ def test_the_record_says_what_was_imitated(made):
     record = json.loads((made / "diffews.json").read_text())
     assert (record["part"], record["vae_sha256"]) == ("decoder", hash_vae(TINY / "base"))
     assert (record["steps"], record["seed"], record["image_size"]) == (60, 0, 32)
-    assert record["config"]["blocks"] == [3, 1, 0] and record["versions"]["torch"] == torch.__version__
+    assert (
+        record["config"]["blocks"] == [3, 1, 0] and record["versions"]["torch"] == torch.__version__
+    )
     assert (made / record["base"]).resolve() == TINY / "base"
 
 
@@ -128,17 +138,25 @@ def test_training_brings_it_closer_to_the_vae_on_masks_it_did_not_see(made, vae,
     torch.manual_seed(0)  # the weights it started from
     start = make_small_vae(vae, 12, [3, 1, 0]).eval()
     latents, target = lesson(vae, masks(16), torch.Generator().manual_seed(5))
-    before, after = (imitation_loss(decode_latents(small, latents), target) for small in (start, load(made, vae)))
+    before, after = (
+        imitation_loss(decode_latents(small, latents), target) for small in (start, load(made, vae))
+    )
     assert after < before / 2
 
 
 def test_masks_of_a_folder_are_trained_on(run, made, tmp_path):
     (tmp_path / "maps" / "deep").mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / "maps" / "deep" / "a.png"), draw_mask(50, np.random.default_rng(0)) * 7)
+    cv2.imwrite(
+        str(tmp_path / "maps" / "deep" / "a.png"), draw_mask(50, np.random.default_rng(0)) * 7
+    )
     words = [*WORDS, "steps=2", f"masks={tmp_path / 'maps'}", f"out={tmp_path / 'one'}"]
     assert run("distill-decoder", *words, "blocks=1,0,0", "channels=4").code == 0
     config = json.loads((tmp_path / "one" / "config.json").read_text())
-    assert config["num_decoder_blocks"] == [1, 0, 0] and config["decoder_block_out_channels"] == [4, 4, 4]
+    assert config["num_decoder_blocks"] == [1, 0, 0] and config["decoder_block_out_channels"] == [
+        4,
+        4,
+        4,
+    ]
 
 
 # ---- lessons ----
@@ -155,15 +173,22 @@ def test_a_crop_has_one_class_of_the_map():
     classes = np.zeros((40, 60), np.uint8)
     classes[:, 20:40], classes[:, 40:] = 3, 255
     crops = [crop_mask(classes, 32, np.random.default_rng(seed)) for seed in range(40)]
-    assert {crop.shape for crop in crops} == {(32, 32)} and {int(crop.max()) for crop in crops} == {0, 1}
-    assert not any((crop[:, :-1] > crop[:, 1:]).any() and (crop[:, -1:]).any() for crop in crops)  # one band, not two
+    assert {crop.shape for crop in crops} == {(32, 32)} and {int(crop.max()) for crop in crops} == {
+        0,
+        1,
+    }
+    assert not any(
+        (crop[:, :-1] > crop[:, 1:]).any() and (crop[:, -1:]).any() for crop in crops
+    )  # one band, not two
     assert not crop_mask(np.zeros((5, 9), np.uint8), 8, np.random.default_rng(0)).any()
 
 
 def test_a_lesson_is_what_the_vae_decodes(vae, masks):
     latents, target = lesson(vae, masks(6), torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1), target)
+        assert torch.equal(
+            vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1), target
+        )
         clean = encode_latents(vae, render_masks(masks(6)))
     assert not any(torch.equal(one, other) for one, other in zip(latents, clean, strict=True))
 
@@ -188,7 +213,9 @@ def test_a_folder_that_does_not_fit_is_refused(own, vae, tmp_path):
     assert "it has 16 latent channels, the base's VAE has 4" in refusal()
     rewrite(own / "config.json", latent_channels=4, num_decoder_blocks=[3, 1, 0, 0])
     assert "it has 8 pixels a latent, the base's VAE has 4" in refusal()
-    rewrite(own / "config.json", num_decoder_blocks=[3, 1, 0], decoder_block_out_channels=[10, 10, 10])
+    rewrite(
+        own / "config.json", num_decoder_blocks=[3, 1, 0], decoder_block_out_channels=[10, 10, 10]
+    )
     assert "does not load into AutoencoderTiny" in refusal()
     (own / FILE).unlink()
     assert f"no {FILE} in it" in refusal()
@@ -208,7 +235,9 @@ def test_bad_input_of_the_command_is_refused(refused, made, tmp_path):
     assert "out= is missing" in refused("distill-decoder", *WORDS)
     assert "exists; remove it or give another" in refused("distill-decoder", *WORDS, f"out={made}")
     assert "no such folder" in refused("distill-decoder", out, f"base={tmp_path / 'none'}")
-    assert "image_size=30 is not a multiple of 4" in refused("distill-decoder", *WORDS, out, "image_size=30")
+    assert "image_size=30 is not a multiple of 4" in refused(
+        "distill-decoder", *WORDS, out, "image_size=30"
+    )
     assert "has 3 sizes; give 3 numbers" in refused("distill-decoder", *WORDS, out, "blocks=3,1")
     assert "must be at least 0" in refused("distill-decoder", *WORDS, out, "blocks=3,-1,0")
     assert "lr=0.0 must be above 0" in refused("distill-decoder", *WORDS, out, "lr=0")

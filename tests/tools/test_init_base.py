@@ -21,7 +21,10 @@ def stable_diffusion(own_base, weight):
     unet = own_base / "unet"
     shutil.rmtree(unet)
     shutil.copytree(weight / "unet" / "unet", unet)
-    save_file({k: v for k, v in load_file(unet / FILE).items() if not k.startswith("conv_in_ref")}, unet / FILE)
+    save_file(
+        {k: v for k, v in load_file(unet / FILE).items() if not k.startswith("conv_in_ref")},
+        unet / FILE,
+    )
     config = json.loads((unet / "config.json").read_text())
     del config["in_channels_ref"]
     (unet / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DConditionModel"}))
@@ -33,12 +36,17 @@ def out(tmp_path):
     return tmp_path / "bases" / "new"
 
 
-def test_the_new_base_has_the_support_stem_and_all_else_as_it_was(run, stable_diffusion, out, caplog):
+def test_the_new_base_has_the_support_stem_and_all_else_as_it_was(
+    run, stable_diffusion, out, caplog
+):
     outcome = run("init-base", f"sd={stable_diffusion}", f"out={out}")
     assert outcome.code == 0 and f"wrote {out}" in outcome.out
     assert not caplog.messages  # nothing about newly initialized weights
 
-    old, new = load_file(stable_diffusion / "unet" / FILE), load_unet(out / "unet", torch.float32).state_dict()
+    old, new = (
+        load_file(stable_diffusion / "unet" / FILE),
+        load_unet(out / "unet", torch.float32).state_dict(),
+    )
     assert set(new) == {*old, "conv_in_ref.weight", "conv_in_ref.bias"}
     assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
     half = old["conv_in.weight"] / 2
@@ -46,7 +54,9 @@ def test_the_new_base_has_the_support_stem_and_all_else_as_it_was(run, stable_di
     assert torch.equal(new["conv_in_ref.bias"], old["conv_in.bias"])
 
     old_vae, new_vae = (load_file(folder / "vae" / FILE) for folder in (stable_diffusion, out))
-    assert old_vae.keys() == new_vae.keys() and all(torch.equal(new_vae[k], v) for k, v in old_vae.items())
+    assert old_vae.keys() == new_vae.keys() and all(
+        torch.equal(new_vae[k], v) for k, v in old_vae.items()
+    )
     text = load_text(stable_diffusion)
     assert all(torch.equal(tensor, text[key]) for key, tensor in load_text(out).items())
     for part in ("text_encoder", "tokenizer"):
@@ -95,7 +105,9 @@ def test_a_support_stem_that_is_there_is_kept(run, stable_diffusion, weight, out
     shutil.copy(weight / "unet" / "unet" / FILE, unet / FILE)
     config = json.loads((unet / "config.json").read_text())
     marks = (
-        {"_class_name": "MyUNet2DConditionModel", "in_channels_ref": 8} if marked else {"_class_name": "DiffewsUNet"}
+        {"_class_name": "MyUNet2DConditionModel", "in_channels_ref": 8}
+        if marked
+        else {"_class_name": "DiffewsUNet"}
     )
     (unet / "config.json").write_text(json.dumps({**config, **marks}))
     assert run("init-base", f"sd={stable_diffusion}", f"out={out}").code == 0

@@ -16,14 +16,19 @@ from diffews.tools import shapes
 from diffews.tools.shapes import CLASS_NAMES, HUES, LEAST_PIXELS, MATERIALS, SHAPES, draw_scenes
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools with numpy 2
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation"
+)  # pycocotools with numpy 2
 
 PARTS = ("train2014", "val2014")
 
 
 def hashes(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
 
 
 def class_maps(folder, part):
@@ -46,7 +51,9 @@ def lists(folder, part, fold):
 def test_the_same_seed_gives_the_same_bytes(few_shapes, tmp_path):
     again = hashes(make_few_shapes(tmp_path / "again"))
     assert again == hashes(few_shapes)
-    assert len(again) == 2 * 160 * 2 + 2 + 8 + 1  # pictures and masks, instances, lists, class names
+    assert (
+        len(again) == 2 * 160 * 2 + 2 + 8 + 1
+    )  # pictures and masks, instances, lists, class names
 
 
 def test_another_seed_changes_every_picture_and_no_class(few_shapes, tmp_path):
@@ -56,9 +63,14 @@ def test_another_seed_changes_every_picture_and_no_class(few_shapes, tmp_path):
     assert same == {"COCO2014/classes.json"}
     for fold in range(4):
         for part in ("trn", "val"):
-            assert lists(few_shapes, part, fold).keys() == lists(tmp_path / "other", part, fold).keys()
+            assert (
+                lists(few_shapes, part, fold).keys() == lists(tmp_path / "other", part, fold).keys()
+            )
     for part in PARTS:
-        assert annotations(few_shapes, part)["categories"] == annotations(tmp_path / "other", part)["categories"]
+        assert (
+            annotations(few_shapes, part)["categories"]
+            == annotations(tmp_path / "other", part)["categories"]
+        )
 
 
 def test_a_picture_depends_on_the_seed_and_its_id_alone():
@@ -83,7 +95,9 @@ def test_a_class_is_a_shape_in_a_material():
     )
     for class_id, name in enumerate(CLASS_NAMES):
         pattern, hue, shape = name.split()
-        assert class_id == SHAPES.index(shape) * 20 + (pattern == "striped") * 10 + list(HUES).index(hue)
+        assert class_id == SHAPES.index(shape) * 20 + (pattern == "striped") * 10 + list(
+            HUES
+        ).index(hue)
 
 
 @pytest.mark.parametrize("fold", range(4))
@@ -92,7 +106,9 @@ def test_a_fold_holds_out_five_materials_in_all_four_shapes(few_shapes, fold):
     assert novel == set(range(fold, 80, 4)) and len(novel) == 20
     assert {int(class_id) for class_id in lists(few_shapes, "trn", fold)} == set(range(80)) - novel
     materials = {class_id % len(MATERIALS) for class_id in novel}
-    assert len(materials) == 5 and novel == {shape * 20 + m for shape in range(4) for m in materials}
+    assert len(materials) == 5 and novel == {
+        shape * 20 + m for shape in range(4) for m in materials
+    }
 
 
 # ---- scenes ----
@@ -145,7 +161,9 @@ def test_pictures_keep_their_colours(few_shapes, part):
     for image_id, scene in list(draw_scenes(part, 2, seed=0))[::16]:
         with Image.open(folder / f"COCO_{part}_{image_id:012d}.jpg") as picture:
             assert picture.size == (64, 64)
-            assert [component[1:3] for component in picture.layer] == [(1, 1)] * 3  # colours at full resolution
+            assert [component[1:3] for component in picture.layer] == [
+                (1, 1)
+            ] * 3  # colours at full resolution
             difference = np.abs(np.asarray(picture).astype(int) - scene.image)
         assert difference.mean() < 2 and difference.max() < 40
 
@@ -166,7 +184,9 @@ def test_masks_agree_with_the_annotations(few_shapes, part):
         assert annotation["bbox"] == box and annotation["area"] == mask.sum()
     for name, class_map in maps.items():
         assert np.array_equal(rebuilt[name], class_map), name
-    assert len({annotation["id"] for annotation in content["annotations"]}) == len(content["annotations"])
+    assert len({annotation["id"] for annotation in content["annotations"]}) == len(
+        content["annotations"]
+    )
 
 
 @pytest.mark.parametrize("fold", range(4))
@@ -188,7 +208,9 @@ def test_the_loader_of_coco_reads_them(few_shapes, fold, split):
     assert all((class_id % 4 == fold) == (split == "test") for class_id in benchmark.class_ids)
     assert benchmark.class_names == dict(enumerate(CLASS_NAMES))
     benchmark.check_files(sample for samples in benchmark.images.values() for sample in samples)
-    dataset = load_benchmark("coco20i", few_shapes, fold, split, shots=2, image_size=64, splits="folder", episodes=3)
+    dataset = load_benchmark(
+        "coco20i", few_shapes, fold, split, shots=2, image_size=64, splits="folder", episodes=3
+    )
     for index in range(3):
         episode = dataset[index]
         assert episode.class_id in benchmark.class_ids
@@ -201,7 +223,9 @@ def test_the_loader_of_coco_reads_them(few_shapes, fold, split):
 
 def test_a_folder_that_is_there_is_left_alone(refused, few_shapes):
     before = hashes(few_shapes)
-    assert "COCO2014 is there already; remove it or give another folder" in refused("make-shapes", f"out={few_shapes}")
+    assert "COCO2014 is there already; remove it or give another folder" in refused(
+        "make-shapes", f"out={few_shapes}"
+    )
     assert hashes(few_shapes) == before
 
 

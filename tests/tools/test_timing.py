@@ -24,10 +24,23 @@ ROW = {"ms", "all_ms", "batch", "tflop", "tflops", "matrix_tflops", "share_of_ma
 @pytest.fixture(scope="module")
 def report(weight, base) -> dict:
     """What the command printed for the golden model: the JSON, and the lines before it as `table`."""
-    words = [f"weight={weight}", f"base={base}", "image_size=64", "device=cpu", "repeats=1", "seconds=0", "batch=2"]
+    words = [
+        f"weight={weight}",
+        f"base={base}",
+        "image_size=64",
+        "device=cpu",
+        "repeats=1",
+        "seconds=0",
+        "batch=2",
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffews.runtime.loading.all_cores", lambda: 1)  # busy cores: two threads are slower
-        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()):
+        patch.setattr(
+            "diffews.runtime.loading.all_cores", lambda: 1
+        )  # busy cores: two threads are slower
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as printed,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             assert main(["benchmark", *words]) == 0
     *table, last = printed.getvalue().splitlines()
     assert not any(line.startswith("{") for line in table)
@@ -44,7 +57,9 @@ def test_the_last_line_is_json_whose_ratios_follow_from_the_times(report):
             assert row.keys() == ROW and row["ms"] in row["all_ms"] and len(row["all_ms"]) == 1
             assert row["tflops"] == pytest.approx(row["tflop"] / row["ms"] * 1e3)
             assert row["share_of_matrix"] == pytest.approx(row["tflops"] / row["matrix_tflops"])
-            assert 0 < row["peak_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            assert (
+                0 < row["peak_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            )
         if len(rows) == 2:
             assert figures["ratio"] == pytest.approx(figures["plain"]["ms"] / figures["fast"]["ms"])
             assert (figures["plain"]["batch"], figures["fast"]["batch"]) == (1, 2)
@@ -52,8 +67,18 @@ def test_the_last_line_is_json_whose_ratios_follow_from_the_times(report):
     assert (report["device"], report["image_size"], report["cores"]) == ("cpu", 64, os.cpu_count())
     assert report["versions"]["torch"] == version("torch")
     plain, fast = report["keys"]["plain"], report["keys"]["fast"]
-    assert (plain["dtype"], plain["batch"], plain["channels_last"], plain["tf32"]) == ("fp32", 1, False, False)
-    assert (fast["dtype"], fast["batch"], fast["channels_last"], fast["fast"]) == ("fp32", 2, True, False)
+    assert (plain["dtype"], plain["batch"], plain["channels_last"], plain["tf32"]) == (
+        "fp32",
+        1,
+        False,
+        False,
+    )
+    assert (fast["dtype"], fast["batch"], fast["channels_last"], fast["fast"]) == (
+        "fp32",
+        2,
+        True,
+        False,
+    )
 
 
 def test_the_table_shows_each_ratio_with_its_two_times(report):
@@ -86,7 +111,9 @@ def test_the_counted_work_of_stable_diffusion_is_the_protocols():
     parts = count_parts(Way(config, meta, meta))
     assert parts["vae_encode"] == pytest.approx(1.117, rel=0.01)
     assert parts["query_pass_1"] == pytest.approx(0.797 + 0.122, rel=0.01)
-    assert 0.96 * 0.797 < parts["support_pass"] < 0.98 * 0.797  # the last attention, which nobody reads, is left out
+    assert (
+        0.96 * 0.797 < parts["support_pass"] < 0.98 * 0.797
+    )  # the last attention, which nobody reads, is left out
     assert parts["vae_decode"] == pytest.approx(2.515, rel=0.01)
     assert parts["query_pass_5"] - parts["query_pass_1"] == pytest.approx(4 * 0.122, rel=0.01)
 
@@ -98,7 +125,14 @@ def test_it_counts_two_for_a_multiply_add():
 
 def test_random_weights_are_the_default_and_training_can_be_left_out(run):
     outcome = run(
-        "benchmark", "shapes=tiny", "image_size=32", "batch=1", "repeats=1", "seconds=0", "train=false", "device=cpu"
+        "benchmark",
+        "shapes=tiny",
+        "image_size=32",
+        "batch=1",
+        "repeats=1",
+        "seconds=0",
+        "train=false",
+        "device=cpu",
     )
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out.splitlines()[-1])
@@ -141,7 +175,9 @@ def test_a_vae_that_would_overflow_in_fp16_gives_the_same_masks_under_it(picture
 
     def load(dtype: torch.dtype, factor: float = 2.0**30):
         pipeline = load_pipeline(CHECKOUT / "weight" / "tiny" / "shapes_fold0", dtype=dtype)
-        inner = pipeline.vae.decoder.mid_block.resnets[0].conv1  # before a norm, which takes the factor out again
+        inner = pipeline.vae.decoder.mid_block.resnets[
+            0
+        ].conv1  # before a norm, which takes the factor out again
         inner.weight.mul_(factor)
         inner.bias.mul_(factor)
         return pipeline
@@ -159,4 +195,6 @@ def test_a_vae_that_would_overflow_in_fp16_gives_the_same_masks_under_it(picture
     assert (found == masks(load(torch.float16, factor=1))).mean() > 0.9999
     assert (found == masks(load(torch.float32))).mean() > 0.999
     half.vae.to(torch.float16)  # what is avoided
-    assert not half.vae.decode(torch.randn(1, 4, 16, 16, dtype=torch.float16)).sample.isfinite().all()
+    assert (
+        not half.vae.decode(torch.randn(1, 4, 16, 16, dtype=torch.float16)).sample.isfinite().all()
+    )

@@ -45,22 +45,32 @@ def test_the_command_makes_a_base_and_the_same_bytes_again(run, made, few_shapes
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     ]
-    assert all((out / name).read_bytes() == (made / name).read_bytes() for name in names if name.endswith("tensors"))
+    assert all(
+        (out / name).read_bytes() == (made / name).read_bytes()
+        for name in names
+        if name.endswith("tensors")
+    )
 
 
 def test_another_seed_makes_another_base(run, made, few_shapes, tmp_path):
     words = [f"data={few_shapes}", f"out={tmp_path / 'base'}", "steps=2", "batch=8", "seed=1"]
     assert run("make-tiny-base", *words).code == 0
     file = "vae/diffusion_pytorch_model.safetensors"
-    assert "encoder.conv_in.weight" in differing(load_file(tmp_path / "base" / file), load_file(made / file))
+    assert "encoder.conv_in.weight" in differing(
+        load_file(tmp_path / "base" / file), load_file(made / file)
+    )
     assert not torch.equal(load_text(tmp_path / "base")["eval"], load_text(made)["eval"])
 
 
 def test_its_latents_have_unit_deviation(made, few_shapes):
     vae = load_vae(made, torch.float32)
     benchmark = open_benchmark("coco20i", few_shapes, 0, "train")
-    decoded = [benchmark.decode(samples[0], class_id) for class_id, samples in benchmark.images.items()]
-    images = torch.from_numpy(np.stack([np.asarray(picture.image) for picture in decoded])).permute(0, 3, 1, 2)
+    decoded = [
+        benchmark.decode(samples[0], class_id) for class_id, samples in benchmark.images.items()
+    ]
+    images = torch.from_numpy(np.stack([np.asarray(picture.image) for picture in decoded])).permute(
+        0, 3, 1, 2
+    )
     masks = torch.from_numpy(np.stack([picture.mask for picture in decoded]))
     with torch.no_grad():
         pixels = torch.cat([images.float() / 127.5 - 1, render_masks(masks)])
@@ -89,12 +99,26 @@ def test_training_from_nothing_starts_from_the_seed(made, trainer):
 
 def test_the_tiny_recipe_trains_from_it(run, made, few_shapes, tmp_path):
     out = tmp_path / "shapes_fold2"
-    words = [f"config={TINY_CONFIG}", f"base={made}", f"data={few_shapes}", f"out={out}", "fold=2", "workers=0"]
+    words = [
+        f"config={TINY_CONFIG}",
+        f"base={made}",
+        f"data={few_shapes}",
+        f"out={out}",
+        "fold=2",
+        "workers=0",
+    ]
     reset_accelerate()
     outcome = run("train", *words, "steps=2", f"cache={tmp_path / 'cache'}")
     assert outcome.code == 0, outcome
     assert differing(weights(out), start_unet(made, torch.float32, seed=42).state_dict())
-    outcome = run("eval", f"weight={out}", f"data={few_shapes}", "episodes=2", "workers=0", f"out={tmp_path / 'eval'}")
+    outcome = run(
+        "eval",
+        f"weight={out}",
+        f"data={few_shapes}",
+        "episodes=2",
+        "workers=0",
+        f"out={tmp_path / 'eval'}",
+    )
     assert outcome.code == 0 and "coco20i fold 2, 1-shot, 2 episodes: mIoU" in outcome.out
 
 
@@ -108,7 +132,8 @@ def test_the_text_is_the_same_in_training_and_evaluation(made):
     text = load_text(made)
     assert torch.equal(text["train"], text["eval"]) and text["eval"].shape == (1, 2, 32)
     assert torch.equal(
-        TrainingStep(start_unet(made, torch.float32), text["train"], Variant().build()).text, text["eval"]
+        TrainingStep(start_unet(made, torch.float32), text["train"], Variant().build()).text,
+        text["eval"],
     )
 
 
@@ -122,10 +147,14 @@ def test_training_pictures_are_read_with_their_masks(few_shapes):
 
 
 def test_bad_input_is_refused(refused, made, few_shapes, tmp_path):
-    assert "exists; remove it or give another" in refused("make-tiny-base", f"data={few_shapes}", f"out={made}")
+    assert "exists; remove it or give another" in refused(
+        "make-tiny-base", f"data={few_shapes}", f"out={made}"
+    )
     assert "no pictures in COCO2014/train2014" in refused(
         "make-tiny-base", f"data={tmp_path}", f"out={tmp_path / 'base'}"
     )
     assert "out=" in refused("make-tiny-base", f"data={few_shapes}")
-    assert "batch=2 must be at least 4" in refused("make-tiny-base", f"out={tmp_path / 'base'}", "batch=2")
+    assert "batch=2 must be at least 4" in refused(
+        "make-tiny-base", f"out={tmp_path / 'base'}", "batch=2"
+    )
     assert not (tmp_path / "base").exists()

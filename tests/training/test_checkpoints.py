@@ -12,10 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import checkpoints, differing, log_lines, reset_accelerate, weights, write_tiny_base
+from training_runs import (
+    checkpoints,
+    differing,
+    log_lines,
+    reset_accelerate,
+    weights,
+    write_tiny_base,
+)
 
 import diffews
-from diffews.models.weights import find_weights, start_unet
+from diffews.models.find import find_weights
+from diffews.models.weights import start_unet
 from diffews.training.checkpoints import list_checkpoints
 
 pytest_plugins = ("training_fixtures",)
@@ -29,7 +37,13 @@ def averages_and_moments(out, step):
     flat = {}
 
     def walk(prefix, value):
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        items = (
+            value.items()
+            if isinstance(value, dict)
+            else enumerate(value)
+            if isinstance(value, list)
+            else None
+        )
         if items is None:
             flat[prefix] = value
         for name, inner in items or ():
@@ -44,7 +58,11 @@ def assert_same_run(one, other, step):
     mine, theirs = averages_and_moments(one, step), averages_and_moments(other, step)
     assert mine.keys() == theirs.keys() and len(mine) > 100
     for name, value in mine.items():
-        same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+        same = (
+            torch.equal(value, theirs[name])
+            if isinstance(value, torch.Tensor)
+            else value == theirs[name]
+        )
         assert same, name
     assert log_lines(one) == log_lines(other)
 
@@ -155,9 +173,15 @@ def test_twenty_kills_change_no_bit(train, train_words, tmp_path):
     whole = train(*LONG, out=tmp_path / "whole")
     out, moments = tmp_path / "killed", random.Random()
     for _ in range(20):
-        done = len((out / "log.jsonl").read_bytes().splitlines()) if (out / "log.jsonl").is_file() else 0
+        done = (
+            len((out / "log.jsonl").read_bytes().splitlines())
+            if (out / "log.jsonl").is_file()
+            else 0
+        )
         process = start([*train_words, *LONG, "resume=latest", f"out={out}"])
-        kill_at_some_moment(process, out, min(done + moments.randrange(3), 29), moments.random() / 5)
+        kill_at_some_moment(
+            process, out, min(done + moments.randrange(3), 29), moments.random() / 5
+        )
         for folder in list_checkpoints(out):
             torch.load(folder / "training.pt", weights_only=True)
             assert len(weights(folder)) > 100
@@ -174,9 +198,13 @@ def stopped(train, tmp_path):
     return train("checkpoint_every=1", "stop_at=2", out=tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("name", ["training.pt", "unet/diffusion_pytorch_model.safetensors", "unet/config.json"])
+@pytest.mark.parametrize(
+    "name", ["training.pt", "unet/diffusion_pytorch_model.safetensors", "unet/config.json"]
+)
 @pytest.mark.parametrize("left", [0, 0.5])
-def test_a_checkpoint_that_was_cut_short_is_named(refused, train, train_words, trained, stopped, name, left):
+def test_a_checkpoint_that_was_cut_short_is_named(
+    refused, train, train_words, trained, stopped, name, left
+):
     file = stopped / "checkpoint-2" / name
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * left)])
@@ -203,7 +231,11 @@ def test_a_checkpoint_that_cannot_be_written_is_not_there(run, train_words, tmp_
 
     monkeypatch.setattr(torch, "save", full)
     outcome = run(*train_words, f"out={tmp_path / 'out'}")
-    assert outcome.code == 2 and "No space left on device" in outcome.err and "free some space" in outcome.err
+    assert (
+        outcome.code == 2
+        and "No space left on device" in outcome.err
+        and "free some space" in outcome.err
+    )
     assert not [path.name for path in (tmp_path / "out").iterdir() if "checkpoint" in path.name]
 
 
@@ -212,7 +244,11 @@ def test_checkpoints_are_ordered_by_step_and_not_by_name(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "training.pt").touch()
     (tmp_path / "checkpoint-2000").mkdir()  # without training.pt
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-900", "checkpoint-1000"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "checkpoint-20",
+        "checkpoint-900",
+        "checkpoint-1000",
+    ]
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
@@ -248,8 +284,12 @@ def test_a_resume_with_another_config_names_what_differs(refused, train_words, t
     assert ("fold: " in message) == ("fold=1" in words)
 
 
-@pytest.mark.parametrize("part", ["vae/diffusion_pytorch_model.safetensors", "text.safetensors", "vae/config.json"])
-def test_a_resume_with_another_base_is_refused(refused, train_words, stopped, tiny_base, tmp_path, part):
+@pytest.mark.parametrize(
+    "part", ["vae/diffusion_pytorch_model.safetensors", "text.safetensors", "vae/config.json"]
+)
+def test_a_resume_with_another_base_is_refused(
+    refused, train_words, stopped, tiny_base, tmp_path, part
+):
     other = shutil.copytree(tiny_base, tmp_path / "base")
     if part == "vae/config.json":
         config = json.loads((other / part).read_text())
@@ -260,11 +300,30 @@ def test_a_resume_with_another_base_is_refused(refused, train_words, stopped, ti
     assert f"{stopped} holds another run (" in message
 
 
-def test_keys_that_change_no_result_may_differ(train, trained, tiny_base, few_shapes, stopped, tmp_path):
+def test_keys_that_change_no_result_may_differ(
+    train, trained, tiny_base, few_shapes, stopped, tmp_path
+):
     moved = stopped.rename(tmp_path / "moved")
-    base, data = shutil.copytree(tiny_base, tmp_path / "b"), shutil.copytree(few_shapes, tmp_path / "d")
-    words = ["workers=1", "stop_at=4", "checkpoint_every=3", "keep=1", "validate_every=2", "validate_episodes=1"]
-    train(*words, f"base={base}", f"data={data}", f"cache={tmp_path / 'c'}", "resume=latest", out=moved)
+    base, data = (
+        shutil.copytree(tiny_base, tmp_path / "b"),
+        shutil.copytree(few_shapes, tmp_path / "d"),
+    )
+    words = [
+        "workers=1",
+        "stop_at=4",
+        "checkpoint_every=3",
+        "keep=1",
+        "validate_every=2",
+        "validate_episodes=1",
+    ]
+    train(
+        *words,
+        f"base={base}",
+        f"data={data}",
+        f"cache={tmp_path / 'c'}",
+        "resume=latest",
+        out=moved,
+    )
     assert differing(weights(moved), weights(trained)) == []
 
 
@@ -283,7 +342,15 @@ def test_the_folder_of_an_evaluation_is_no_training_run(refused, train_words, fi
 
 
 def evaluated(run, weight, out, *words):
-    outcome = run("eval", f"weight={weight}", "episodes=4", "workers=0", f"out={out}", "save_masks=true", *words)
+    outcome = run(
+        "eval",
+        f"weight={weight}",
+        "episodes=4",
+        "workers=0",
+        f"out={out}",
+        "save_masks=true",
+        *words,
+    )
     assert outcome.code == 0, outcome
     return json.loads((out / "result.json").read_text())
 
@@ -293,9 +360,15 @@ def test_the_folder_of_a_run_and_its_checkpoints_are_weight_dirs(run, train, few
     last = evaluated(run, out, tmp_path / "last", f"data={few_shapes}")
     same = evaluated(run, out / "checkpoint-4", tmp_path / "same", f"data={few_shapes}")
     other = evaluated(run, out / "checkpoint-2", tmp_path / "other", f"data={few_shapes}")
-    assert (last["fold"], last["image_size"], last["shots"]) == (1, 32, 1)  # fold and size as recorded
+    assert (last["fold"], last["image_size"], last["shots"]) == (
+        1,
+        32,
+        1,
+    )  # fold and size as recorded
     assert last["weight_sha256"] == same["weight_sha256"] != other["weight_sha256"]
-    assert (tmp_path / "last" / "episodes.jsonl").read_bytes() == (tmp_path / "same" / "episodes.jsonl").read_bytes()
+    assert (tmp_path / "last" / "episodes.jsonl").read_bytes() == (
+        tmp_path / "same" / "episodes.jsonl"
+    ).read_bytes()
     source = find_weights(out)
     assert source.unet == out / "unet" / "unet"  # the released layout
 
@@ -305,7 +378,10 @@ def test_the_base_is_recorded_relative_so_that_both_can_move(train, tiny_base, t
     base = shutil.copytree(tiny_base, place / "some_base")
     out = train(f"base={base}", "steps=1", out=place / "runs" / "out")
     assert json.loads((out / "diffews.json").read_text())["base"] == "../../some_base"
-    assert json.loads((out / "checkpoint-1" / "diffews.json").read_text())["base"] == "../../../some_base"
+    assert (
+        json.loads((out / "checkpoint-1" / "diffews.json").read_text())["base"]
+        == "../../../some_base"
+    )
     moved = place.rename(tmp_path / "there")
     for weight in (moved / "runs" / "out", moved / "runs" / "out" / "checkpoint-1"):
         assert find_weights(weight).base.resolve() == moved / "some_base"
@@ -315,7 +391,13 @@ def test_config_and_versions_lie_beside_the_weights(trained, tiny_base):
     for folder in (trained, trained / "checkpoint-4"):
         record = json.loads((folder / "diffews.json").read_text())
         named = {key: record[key] for key in ("image_size", "benchmark", "fold", "shots", "steps")}
-        assert named == {"image_size": 32, "benchmark": "coco20i", "fold": 0, "shots": 2, "steps": 4}
+        assert named == {
+            "image_size": 32,
+            "benchmark": "coco20i",
+            "fold": 0,
+            "shots": 2,
+            "steps": 4,
+        }
         assert record["config"]["lr"] == 1e-3 and record["config"]["base"] == str(tiny_base)
         assert {"torch", "diffusers", "diffews"} <= set(record["versions"])
     config = json.loads((trained / "unet" / "unet" / "config.json").read_text())
@@ -337,7 +419,11 @@ def test_export_halves_the_file_and_keeps_the_masks(run, train, tmp_path, few_sh
     reset_accelerate()
     small = tmp_path / "elsewhere" / "small_fold0"
     assert run("export", f"weight={out}", f"out={small}").code == 0
-    sizes = [file.stat().st_size for folder in (out, small) for file in folder.glob("unet/unet/*.safetensors")]
+    sizes = [
+        file.stat().st_size
+        for folder in (out, small)
+        for file in folder.glob("unet/unet/*.safetensors")
+    ]
     assert 0.45 < sizes[1] / sizes[0] < 0.55
     assert {tensor.dtype for tensor in weights(small).values()} == {torch.float16}
     assert sorted(path.name for path in small.iterdir()) == ["diffews.json", "unet"]
@@ -350,5 +436,7 @@ def test_export_halves_the_file_and_keeps_the_masks(run, train, tmp_path, few_sh
 
 def test_export_leaves_an_existing_folder_alone(refused, trained, tmp_path):
     (tmp_path / "small").mkdir()
-    assert "exists; remove it" in refused("export", f"weight={trained}", f"out={tmp_path / 'small'}")
+    assert "exists; remove it" in refused(
+        "export", f"weight={trained}", f"out={tmp_path / 'small'}"
+    )
     assert "out=" in refused("export", f"weight={trained}")

@@ -60,7 +60,10 @@ def golden_unet(weight):
 @pytest.fixture
 def golden_step(expected):
     golden = expected("unet")
-    return {name: torch.from_numpy(golden.npz[f"train.{name}"]) for name in ("support", "query", "mask", "text")}
+    return {
+        name: torch.from_numpy(golden.npz[f"train.{name}"])
+        for name in ("support", "query", "mask", "text")
+    }
 
 
 def assert_golden(loss, unet, expected):
@@ -72,12 +75,16 @@ def assert_golden(loss, unet, expected):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_loss_and_every_gradient_are_those_of_the_reference(golden_unet, golden_step, expected, checkpointing):
+def test_loss_and_every_gradient_are_those_of_the_reference(
+    golden_unet, golden_step, expected, checkpointing
+):
     if checkpointing:
         golden_unet.enable_gradient_checkpointing()
     images, masks = golden_step["support"].split(4, dim=1)
     step_input = one_step_input(golden_step["query"], golden_step["mask"], images, masks, shots=2)
-    assert_golden(TrainingStep(golden_unet, golden_step["text"], METHOD)(step_input), golden_unet, expected)
+    assert_golden(
+        TrainingStep(golden_unet, golden_step["text"], METHOD)(step_input), golden_unet, expected
+    )
 
 
 def test_a_batch_becomes_a_step_in_the_order_of_its_pictures(trainer):
@@ -117,7 +124,13 @@ def test_the_files_of_configs_are_what_the_defaults_say():
     assert load(TrainConfig, [f"config={CONFIGS / 'train.yaml'}"]) == TrainConfig()
     assert load(EvalConfig, [f"config={CONFIGS / 'eval.yaml'}"]) == EvalConfig()
     tiny = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}"])
-    assert (tiny.pairs, tiny.schedule, tiny.batch, tiny.steps, tiny.lr) == (True, "one_cycle", 8, 2400, 1.5e-3)
+    assert (tiny.pairs, tiny.schedule, tiny.batch, tiny.steps, tiny.lr) == (
+        True,
+        "one_cycle",
+        8,
+        2400,
+        1.5e-3,
+    )
 
 
 def test_the_default_optimizer_is_the_references(tiny_base, few_shapes, tmp_path):
@@ -126,7 +139,12 @@ def test_the_default_optimizer_is_the_references(tiny_base, few_shapes, tmp_path
     run = Trainer(config, open_benchmark("coco20i", few_shapes, 0, "train"), tiny_base)
     assert type(run.optimizer.optimizer) is torch.optim.AdamW
     (group,) = run.optimizer.param_groups
-    assert (group["betas"], group["eps"], group["weight_decay"], group["amsgrad"]) == ((0.9, 0.999), 1e-8, 0.01, False)
+    assert (group["betas"], group["eps"], group["weight_decay"], group["amsgrad"]) == (
+        (0.9, 0.999),
+        1e-8,
+        0.01,
+        False,
+    )
     assert group["lr"] == 1e-5 and len(group["params"]) == len(list(run.unet.parameters()))
     assert run.unet.is_gradient_checkpointing and run.accelerator.gradient_accumulation_steps == 4
     assert (config.clip, config.batch, config.seed, config.dtype) == (1.0, 1, 42, "auto")
@@ -176,7 +194,9 @@ def by_hand(run, batches):
         optimizer.zero_grad()
         for batch in batches[step * config.accumulate :][: config.accumulate]:
             latents, n = run.latents(batch), batch.shots
-            supports = torch.cat([latents[:, 2 : 2 + n], latents[:, 2 + n :]], dim=2).reshape(-1, 8, 8, 8)
+            supports = torch.cat([latents[:, 2 : 2 + n], latents[:, 2 + n :]], dim=2).reshape(
+                -1, 8, 8, 8
+            )
             timestep, text = torch.tensor(1), run.text["train"]
             bank = unet.encode_support(supports, timestep, text.expand(len(supports), -1, -1), n)
             masks = unet.segment(latents[:, 0], timestep, text.expand(len(latents), -1, -1), bank)
@@ -201,7 +221,9 @@ def test_steps_are_those_of_a_loop_written_by_hand(trainer):
     start = start_unet(run.base, torch.float32, run.config.seed).state_dict()
     for name, want in unet.state_dict().items():
         moved = (want - start[name]).abs().max()
-        torch.testing.assert_close(run.unet.state_dict()[name], want, rtol=0, atol=1e-3 * moved.item() + 1e-8)
+        torch.testing.assert_close(
+            run.unet.state_dict()[name], want, rtol=0, atol=1e-3 * moved.item() + 1e-8
+        )
 
 
 def test_the_latents_are_samples_or_means_of_the_vae(trainer):
@@ -253,12 +275,20 @@ def test_lora_trains_low_rank_additions_and_the_support_stem_alone(trainer, weig
     assert type(published) is diffews.DiffewsUNet and not hasattr(published, "peft_config")
     plain = weights(weighted_base)
     names = differing(published.state_dict(), plain)
-    assert {name.split(".")[-2] for name in names} == {"to_q", "to_k", "to_v", "0", "conv_in_ref"}  # to_out.0
+    assert {name.split(".")[-2] for name in names} == {
+        "to_q",
+        "to_k",
+        "to_v",
+        "0",
+        "conv_in_ref",
+    }  # to_out.0
     step_input = run.step_input(batches_of(run)[0])
     with torch.no_grad():
         adapted = run.module(step_input)
         merged = TrainingStep(published, run.text["train"], METHOD)(step_input)
-        start = TrainingStep(load_unet(weighted_base / "unet", torch.float32), run.text["train"], METHOD)
+        start = TrainingStep(
+            load_unet(weighted_base / "unet", torch.float32), run.text["train"], METHOD
+        )
         assert start(step_input).item() != pytest.approx(adapted.item(), rel=1e-4)
     assert merged.item() == pytest.approx(adapted.item(), rel=1e-5)
 
@@ -279,11 +309,18 @@ def test_what_is_published_with_ema_is_the_average(trainer):
     average = [parameter.detach().clone() for parameter in run.parameters]
     for step in range(3):
         run.optimizer_step(stream)
-        decay = min(0.5, (1 + step) / (10 + step)) if step else 0  # diffusers' averages follow faster at first
-        average = [decay * a + (1 - decay) * p.detach() for a, p in zip(average, run.parameters, strict=True)]
+        decay = (
+            min(0.5, (1 + step) / (10 + step)) if step else 0
+        )  # diffusers' averages follow faster at first
+        average = [
+            decay * a + (1 - decay) * p.detach()
+            for a, p in zip(average, run.parameters, strict=True)
+        ]
     training = [parameter.detach().clone() for parameter in run.parameters]
     published = dict(run.published().named_parameters())
-    for (name, _), want, trained in zip(run.unet.named_parameters(), average, training, strict=True):
+    for (name, _), want, trained in zip(
+        run.unet.named_parameters(), average, training, strict=True
+    ):
         torch.testing.assert_close(published[name].detach(), want)
         assert not torch.equal(published[name], trained), name
     for parameter, kept in zip(run.parameters, training, strict=True):
@@ -294,7 +331,9 @@ def test_bf16_computes_in_half_precision_and_keeps_full_weights(train, trained):
     half, full = weights(train("dtype=bf16")), weights(trained)
     assert {tensor.dtype for tensor in half.values()} == {torch.float32}
     assert "conv_in.weight" in differing(half, full)
-    torch.testing.assert_close(half["conv_in.weight"], full["conv_in.weight"], rtol=0, atol=STEPS * 1e-3)
+    torch.testing.assert_close(
+        half["conv_in.weight"], full["conv_in.weight"], rtol=0, atol=STEPS * 1e-3
+    )
 
 
 # ---- two processes ----
@@ -305,7 +344,12 @@ def launch(words, processes, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        f"--master_port={port}",
+    ]
     return subprocess.run(
         [sys.executable, *torchrun, "-m", "diffews", *words],
         text=True,
@@ -323,12 +367,18 @@ def test_two_processes_do_what_one_does_with_the_double_batch(train, train_words
     two = tmp_path / "two"
 
     def first_moments(out):  # after one step they are the clipped gradient times 1 - beta1
-        state = torch.load(out / "checkpoint-1" / "training.pt", weights_only=True)["optimizer"]["state"]
+        state = torch.load(out / "checkpoint-1" / "training.pt", weights_only=True)["optimizer"][
+            "state"
+        ]
         return [entry["exp_avg"] for entry in state.values()]
 
     for mine, theirs in zip(first_moments(one), first_moments(two), strict=True):
-        torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-5 * mine.abs().max().item() + 1e-9)
-    assert [line.loss for line in log_lines(two)] == pytest.approx([line.loss for line in log_lines(one)], rel=1e-3)
+        torch.testing.assert_close(
+            theirs, mine, rtol=1e-4, atol=1e-5 * mine.abs().max().item() + 1e-9
+        )
+    assert [line.loss for line in log_lines(two)] == pytest.approx(
+        [line.loss for line in log_lines(one)], rel=1e-3
+    )
     assert log_lines(two)[1].loss != log_lines(two)[0].loss and len(log_lines(two)) == 3
     assert json.loads((one / "run.json").read_text()) == json.loads((two / "run.json").read_text())
 
@@ -339,7 +389,9 @@ def test_two_processes_do_what_one_does_with_the_double_batch(train, train_words
 def test_every_step_is_logged_and_the_loss_drawn(trained):
     lines = log_lines(trained)
     assert [line.step for line in lines] == [1, 2, 3, 4]
-    assert [line.lr for line in lines] == pytest.approx([1e-7 + (1e-3 - 1e-7) * (1 - step / 4) for step in range(4)])
+    assert [line.lr for line in lines] == pytest.approx(
+        [1e-7 + (1e-3 - 1e-7) * (1 - step / 4) for step in range(4)]
+    )
     assert all(np.isfinite(line.loss) and line.loss > 0 for line in lines)
     curve = np.asarray(Image.open(trained / "loss.png"))
     assert curve.shape == (400, 800, 3) and len(np.unique(curve.reshape(-1, 3), axis=0)) > 10
@@ -369,7 +421,11 @@ def test_validation_draws_and_scores_seen_classes(train, run, train_words, tmp_p
     assert all(line.endswith("on 3 episodes of seen classes") for line in shown)
     for step in (2, 4):
         picture = np.asarray(Image.open(out / "validation" / f"step-{step:06d}.png"))
-        assert picture.shape == (3 * 32, 5 * 32 + 4 * 2, 3)  # two supports, query, prediction, truth; gaps between
+        assert picture.shape == (
+            3 * 32,
+            5 * 32 + 4 * 2,
+            3,
+        )  # two supports, query, prediction, truth; gaps between
 
 
 def test_validation_changes_no_weight(train, trained):
@@ -397,7 +453,9 @@ def test_the_validation_split_never_holds_a_novel_class(few_shapes):
         assert len(dataset.class_ids) == 60
         for episode in dataset.episodes:
             assert episode.class_id % 4 != fold
-            assert {sample.name.split("/")[0] for sample in (episode.query, *episode.supports)} == {"val2014"}
+            assert {sample.name.split("/")[0] for sample in (episode.query, *episode.supports)} == {
+                "val2014"
+            }
 
 
 def test_tensorboard_gets_loss_learning_rate_and_miou(train):
@@ -410,11 +468,15 @@ def test_tensorboard_gets_loss_learning_rate_and_miou(train):
     for tag, name in (("loss", "loss"), ("lr", "lr")):
         got = events.Scalars(tag)
         assert [event.step for event in got] == [1, 2, 3, 4]
-        assert [event.value for event in got] == pytest.approx([getattr(line, name) for line in lines])
+        assert [event.value for event in got] == pytest.approx(
+            [getattr(line, name) for line in lines]
+        )
     assert [event.step for event in events.Scalars("miou_seen")] == [2, 4]
 
 
-def test_a_tracker_that_is_not_installed_names_what_to_install(refused, train_words, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_names_what_to_install(
+    refused, train_words, tmp_path, monkeypatch
+):
     for name in ("tensorboard", "tensorboardX"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", [])
@@ -442,7 +504,9 @@ def nan_base(tiny_base, tmp_path):
     return folder
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_episodes(run, trainer, train_words, nan_base, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_episodes(
+    run, trainer, train_words, nan_base, tmp_path
+):
     words = [f"base={nan_base}", "batch=2", f"out={tmp_path / 'out'}"]
     line = last_line(run(*train_words, *words))
     assert line.startswith("diffews: error: the loss of step 1 is nan, on the episodes ")
@@ -460,9 +524,13 @@ def test_a_run_that_diverges_keeps_the_checkpoint_before(run, train_words, tmp_p
     assert all(torch.isfinite(tensor).all() for tensor in weights(out / "checkpoint-1").values())
 
 
-def test_a_gpu_that_runs_out_of_memory_says_what_to_turn_on(run, train_words, tmp_path, monkeypatch):
+def test_a_gpu_that_runs_out_of_memory_says_what_to_turn_on(
+    run, train_words, tmp_path, monkeypatch
+):
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"
+        )
 
     monkeypatch.setattr(TrainingStep, "forward", full)
     line = last_line(run(*train_words, f"out={tmp_path / 'out'}"))
@@ -479,11 +547,17 @@ def test_a_gpu_that_runs_out_of_memory_says_what_to_turn_on(run, train_words, tm
         (["image_size=2"], "image_size=2 is not a multiple of 4"),
         (["steps=0"], "steps=0 must be at least 1"),
         (["base=nowhere"], "base=nowhere: no such folder"),
-        (["data=nowhere", "splits=folder"], "neither nowhere/COCO2014/splits/trn/fold0.json nor fold0.pkl"),
+        (
+            ["data=nowhere", "splits=folder"],
+            "neither nowhere/COCO2014/splits/trn/fold0.json nor fold0.pkl",
+        ),
         (["data=nowhere"], "does not exist"),
         (["shot=7"], "unknown key 'shot'; did you mean 'shots'?"),
         (["resume=newest"], "resume='newest' is not one of latest"),
-        (["validate_episodes=2000", "validate_every=1"], "episodes=2000: coco20i has 1000 episodes"),
+        (
+            ["validate_episodes=2000", "validate_every=1"],
+            "episodes=2000: coco20i has 1000 episodes",
+        ),
         (["dtype=fp16"], "dtype=fp16"),
         (["lr=-1"], "lr=-1"),
         (["beta1=1"], "beta1=1"),
@@ -492,7 +566,9 @@ def test_a_gpu_that_runs_out_of_memory_says_what_to_turn_on(run, train_words, tm
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_settings_are_refused_before_the_first_step(refused, train_words, tmp_path, words, says):
+def test_bad_settings_are_refused_before_the_first_step(
+    refused, train_words, tmp_path, words, says
+):
     out = tmp_path / "out"
     assert says in refused(*train_words, f"out={out}", *words)
     assert not (out / "log.jsonl").exists()
@@ -506,7 +582,9 @@ def test_what_training_needs_is_asked_for(refused, train_words):
 def test_a_base_without_a_unet_is_refused(refused, train_words, tiny_base, tmp_path):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     shutil.rmtree(base / "unet")
-    assert f"{base}" in (message := refused(*train_words, f"base={base}", f"out={tmp_path / 'out'}"))
+    assert f"{base}" in (
+        message := refused(*train_words, f"base={base}", f"out={tmp_path / 'out'}")
+    )
     assert "unet/config.json" in message
 
 
@@ -519,13 +597,19 @@ def test_a_base_without_a_part_is_refused(refused, train_words, tiny_base, tmp_p
 
 
 @pytest.mark.parametrize("lost", ["train2014", "annotations/train2014"])
-def test_training_pictures_that_are_not_there_are_counted(refused, train_words, few_shapes, tmp_path, lost):
+def test_training_pictures_that_are_not_there_are_counted(
+    refused, train_words, few_shapes, tmp_path, lost
+):
     data = shutil.copytree(few_shapes, tmp_path / "data")
     files = sorted((data / "COCO2014" / lost).iterdir())
     for file in files[:3]:
         file.unlink()
     message = refused(*train_words, f"data={data}", f"out={tmp_path / 'out'}")
-    assert f"COCO2014/{lost}/" in message and "does not exist" in message and " files are missing" in message
+    assert (
+        f"COCO2014/{lost}/" in message
+        and "does not exist" in message
+        and " files are missing" in message
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_named(refused, train_words, tmp_path):
@@ -539,7 +623,9 @@ def test_a_folder_of_other_things_is_left_alone(refused, train_words, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize(("package", "words"), [("peft", "lora=2"), ("bitsandbytes", "optimizer=adamw8bit")])
+@pytest.mark.parametrize(
+    ("package", "words"), [("peft", "lora=2"), ("bitsandbytes", "optimizer=adamw8bit")]
+)
 def test_a_missing_package_is_named(refused, train_words, tmp_path, monkeypatch, package, words):
     for name in (package, f"{package}.optim"):
         monkeypatch.setitem(sys.modules, name, None)

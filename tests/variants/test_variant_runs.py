@@ -24,7 +24,10 @@ pytest_plugins = ("training_fixtures",)
 
 LARGE_BETAS = ("generation=multi_step_image_to_mask", "beta_start=0.0272", "beta_end=0.384")
 COMBINATIONS = [
-    *((f"interaction={i}", f"injection={j}") for i, j in itertools.product(INTERACTIONS, INJECTIONS)),
+    *(
+        (f"interaction={i}", f"injection={j}")
+        for i, j in itertools.product(INTERACTIONS, INJECTIONS)
+    ),
     *((f"supervision={word}",) for word in SUPERVISIONS[1:]),
     *((f"generation={word}",) for word in GENERATIONS[1:]),
     LARGE_BETAS,
@@ -34,7 +37,11 @@ COMBINATIONS = [
         "supervision=mask_over_image",
         f"generation={GENERATIONS[2]}",
     ),
-    ("interaction=cross_attention", "injection=multiplication_latent", f"generation={GENERATIONS[1]}"),
+    (
+        "interaction=cross_attention",
+        "injection=multiplication_latent",
+        f"generation={GENERATIONS[1]}",
+    ),
 ]
 KINDS = [
     ("interaction=qkv_fusion", "injection=concatenation"),
@@ -56,7 +63,10 @@ def variant_run(train_words, tmp_path_factory):
         if words not in made:
             made[words] = folder / str(len(made))
             reset_accelerate()
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()) as errors,
+            ):
                 code = main([*train_words, *words, f"out={made[words]}"])
             assert code == 0, errors.getvalue()
         return made[words]
@@ -78,12 +88,21 @@ def named(words):
 
 
 @pytest.mark.parametrize("words", COMBINATIONS, ids="-".join)
-def test_a_variant_trains_and_is_evaluated_without_saying_it_again(variant_run, run, few_shapes, tmp_path, words):
+def test_a_variant_trains_and_is_evaluated_without_saying_it_again(
+    variant_run, run, few_shapes, tmp_path, words
+):
     out = variant_run(*words)
     losses = [line.loss for line in log_lines(out)]
     assert len(losses) == 4 and all(0 < loss < 100 for loss in losses)
     assert read(out / "diffews.json")["variant"] == named(words)
-    words_of_eval = [f"weight={out}", f"data={few_shapes}", "shots=2", "episodes=2", "batch=2", "workers=0"]
+    words_of_eval = [
+        f"weight={out}",
+        f"data={few_shapes}",
+        "shots=2",
+        "episodes=2",
+        "batch=2",
+        "workers=0",
+    ]
     found = run("eval", *words_of_eval, f"out={tmp_path}")
     assert found.code == 0, found
     result = read(tmp_path / "result.json")
@@ -138,13 +157,19 @@ def test_noise_and_timesteps_are_a_function_of_seed_and_index(trainer, generatio
     whole = run.step_input(first)
     assert whole.timestep.shape == (2,)
     for row, index in enumerate(first.indices):
-        alone = TrainingBatch([first.episodes[row]], [index], first.shots, first.pictures[row : row + 1])
+        alone = TrainingBatch(
+            [first.episodes[row]], [index], first.shots, first.pictures[row : row + 1]
+        )
         step = run.step_input(alone)
-        assert torch.equal(step.query[0], whole.query[row]) and torch.equal(step.goal[0], whole.goal[row])
+        assert torch.equal(step.query[0], whole.query[row]) and torch.equal(
+            step.goal[0], whole.goal[row]
+        )
         assert step.timestep[0] == whole.timestep[row]
     again, other = run.step_input(first), trainer(f"generation={generation}", "seed=7", out="other")
     assert torch.equal(again.query, whole.query)
-    elsewhere = other.step_input(TrainingBatch(first.episodes, first.indices, first.shots, first.pictures))
+    elsewhere = other.step_input(
+        TrainingBatch(first.episodes, first.indices, first.shots, first.pictures)
+    )
     assert not torch.equal(elsewhere.timestep, whole.timestep)
     assert not torch.equal(run.step_input(second).timestep, whole.timestep)
 
@@ -178,7 +203,11 @@ def test_a_run_of_another_variant_does_not_go_on(train, refused, train_words, tm
     [
         ("injection=attention_mask",),
         ("injection=addition",),
-        ("interaction=qkv_fusion", "injection=multiplication_latent", "supervision=black_foreground"),
+        (
+            "interaction=qkv_fusion",
+            "injection=multiplication_latent",
+            "supervision=black_foreground",
+        ),
         ("generation=multi_step_noise_to_mask", "injection=multiplication_rgb"),
     ],
     ids="-".join,
@@ -189,7 +218,9 @@ def test_cached_training_of_a_variant_is_the_same_to_the_bit(variant_run, train,
 
 
 def test_a_cache_keeps_both_pictures_of_a_mask(trainer, tmp_path):
-    run = trainer("injection=multiplication_rgb", "supervision=real_foreground", f"cache={tmp_path / 'cache'}")
+    run = trainer(
+        "injection=multiplication_rgb", "supervision=real_foreground", f"cache={tmp_path / 'cache'}"
+    )
     cache = run.source()
     assert isinstance(cache, LatentCache)
     assert {name for _, _, name in cache.keys} == {"", "masked", "real_foreground"}
@@ -223,8 +254,14 @@ def test_a_cache_of_other_pictures_is_refused(train, refused, train_words, tmp_p
 
 
 def test_a_cache_is_refused_where_supports_are_read_as_pixels(refused, train_words, tmp_path):
-    words = ["interaction=cross_attention", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}"]
-    assert "interaction=cross_attention reads pixels; leave cache= out" in refused(*train_words, *words)
+    words = [
+        "interaction=cross_attention",
+        f"cache={tmp_path / 'cache'}",
+        f"out={tmp_path / 'out'}",
+    ]
+    assert "interaction=cross_attention reads pixels; leave cache= out" in refused(
+        *train_words, *words
+    )
     assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
 
 
@@ -233,7 +270,11 @@ def test_a_base_without_an_image_encoder_is_refused(refused, train_words, tiny_b
     shutil.rmtree(base / "image_encoder")
     words = [f"base={base}", "interaction=cross_attention", f"out={tmp_path / 'out'}"]
     message = refused(*train_words, *words)
-    assert str(base) in message and "image_encoder/config.json" in message and "cross_attention" in message
+    assert (
+        str(base) in message
+        and "image_encoder/config.json" in message
+        and "cross_attention" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,14 +294,26 @@ def test_wrong_words_are_refused_before_anything_loads(refused, train_words, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_weight_dir_of_an_unknown_variant_is_refused(trained, refused, few_shapes, tiny_base, tmp_path):
+def test_a_weight_dir_of_an_unknown_variant_is_refused(
+    trained, refused, few_shapes, tiny_base, tmp_path
+):
     folder = shutil.copytree(trained, tmp_path / "weight")
     record = read(folder / "diffews.json")
     record["variant"]["interaction"] = "qk_fusion"
     (folder / "diffews.json").write_text(json.dumps(record))
-    words = ["eval", f"weight={folder}", f"base={tiny_base}", f"data={few_shapes}", "workers=0", "episodes=1"]
+    words = [
+        "eval",
+        f"weight={folder}",
+        f"base={tiny_base}",
+        f"data={few_shapes}",
+        "workers=0",
+        "episodes=1",
+    ]
     message = refused(*words, f"out={tmp_path / 'out'}")
-    assert "interaction='qk_fusion' is not one of" in message and "did you mean 'qkv_fusion'" in message
+    assert (
+        "interaction='qk_fusion' is not one of" in message
+        and "did you mean 'qkv_fusion'" in message
+    )
 
 
 @pytest.mark.parametrize("interaction", INTERACTIONS[1:])
@@ -268,7 +321,14 @@ def test_sampling_keys_and_values_is_refused_where_there_are_none(
     variant_run, refused, few_shapes, tmp_path, interaction
 ):
     weight = variant_run(f"interaction={interaction}", "injection=concatenation")
-    words = ["eval", f"weight={weight}", f"data={few_shapes}", "workers=0", "episodes=1", "kv_sampling=1"]
+    words = [
+        "eval",
+        f"weight={weight}",
+        f"data={few_shapes}",
+        "workers=0",
+        "episodes=1",
+        "kv_sampling=1",
+    ]
     assert "kv_sampling= needs interaction=kv_fusion" in refused(*words, f"out={tmp_path / 'out'}")
 
 
@@ -289,11 +349,15 @@ def test_a_variant_segments_pictures(variant_run, picture, square_mask, words):
 
 
 @pytest.mark.parametrize("interaction", INTERACTIONS[1:])
-def test_a_bank_that_cannot_be_saved_is_refused(variant_run, refused, picture, square_mask, tmp_path, interaction):
+def test_a_bank_that_cannot_be_saved_is_refused(
+    variant_run, refused, picture, square_mask, tmp_path, interaction
+):
     weight = variant_run(f"interaction={interaction}", "injection=concatenation")
     picture(1).save(tmp_path / "support.png")
     Image.fromarray(square_mask()).save(tmp_path / "mask.png")
     words = [f"support={tmp_path / 'support.png'}", f"mask={tmp_path / 'mask.png'}"]
     words += [f"query={tmp_path / 'support.png'}", f"out={tmp_path / 'out'}", "threads=1"]
-    message = refused("segment", f"weight={weight}", *words, f"save_bank={tmp_path / 'bank.safetensors'}")
+    message = refused(
+        "segment", f"weight={weight}", *words, f"save_bank={tmp_path / 'bank.safetensors'}"
+    )
     assert "interaction=kv_fusion" in message

@@ -38,7 +38,9 @@ def randn(*shape, seed=0):
 def unets(tiny_unet_config):
     """The tiny UNet of each interaction, of the same weights where they share them."""
     torch.manual_seed(0)
-    tokens = TokenUNet(**tiny_unet_config, image_encoder_config=ENCODER).eval().requires_grad_(False)
+    tokens = (
+        TokenUNet(**tiny_unet_config, image_encoder_config=ENCODER).eval().requires_grad_(False)
+    )
     torch.nn.init.normal_(tokens.conv_in_ref.weight, std=0.1)
     return dict.fromkeys(INTERACTIONS, tokens)
 
@@ -68,7 +70,9 @@ def answer(unets):
     @torch.no_grad()
     def call(interaction, queries, support, shots=1):
         unet, method = unets[interaction], INTERACTION[interaction]
-        return method.segment(unet, queries, STEP, text(), method.prepare(unet, support, STEP, text(), shots))
+        return method.segment(
+            unet, queries, STEP, text(), method.prepare(unet, support, STEP, text(), shots)
+        )
 
     return call
 
@@ -76,7 +80,9 @@ def answer(unets):
 def features(interaction, count, seed=1):
     """What `prepare` takes of so many supports: latents [B*S, 4, 16, 16], or image tokens [B*S, 24, 4, 4]."""
     return (
-        randn(count, 24, 4, 4, seed=seed) if interaction == "cross_attention" else randn(count, 4, 16, 16, seed=seed)
+        randn(count, 24, 4, 4, seed=seed)
+        if interaction == "cross_attention"
+        else randn(count, 4, 16, 16, seed=seed)
     )
 
 
@@ -98,13 +104,17 @@ NONE = slice(0, 0)
 def test_a_mask_that_hides_nothing_changes_nothing(answer, interaction):
     maps = (features(interaction, 4),)
     seen = answer(interaction, QUERIES, Support(maps, visible(interaction, 4)), shots=2)
-    torch.testing.assert_close(seen, answer(interaction, QUERIES, Support(maps), shots=2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        seen, answer(interaction, QUERIES, Support(maps), shots=2), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("interaction", INTERACTIONS)
 def test_a_hidden_support_leaves_the_plain_unet(answer, plain, interaction):
     hidden = Support((features(interaction, 4),), visible(interaction, 4, NONE))
-    torch.testing.assert_close(answer(interaction, QUERIES, hidden, shots=2), plain(QUERIES), **CLOSE)
+    torch.testing.assert_close(
+        answer(interaction, QUERIES, hidden, shots=2), plain(QUERIES), **CLOSE
+    )
     shown = Support(hidden.maps, visible(interaction, 4, slice(0, 1)))
     assert (answer(interaction, QUERIES, shown, shots=2) - plain(QUERIES)).abs().max() > 1e-3
 
@@ -116,25 +126,35 @@ def test_a_hidden_shot_counts_for_nothing(answer, interaction):
     mask[1] = False
     alone = answer(interaction, QUERIES[:1], Support((first,), mask[:1]))
     for image in (second, features(interaction, 1, seed=8)):
-        both = answer(interaction, QUERIES[:1], Support((torch.cat([first, image]),), mask), shots=2)
+        both = answer(
+            interaction, QUERIES[:1], Support((torch.cat([first, image]),), mask), shots=2
+        )
         torch.testing.assert_close(both, alone, **CLOSE)
 
 
 def test_hidden_tokens_of_cross_attention_may_be_anything(answer):
     maps, mask = features("cross_attention", 1), visible("cross_attention", 1, slice(1, 3))
     changed = torch.where(mask, maps, randn(*maps.shape, seed=5))
-    one, other = (answer("cross_attention", QUERIES[:1], Support((m,), mask)) for m in (maps, changed))
+    one, other = (
+        answer("cross_attention", QUERIES[:1], Support((m,), mask)) for m in (maps, changed)
+    )
     torch.testing.assert_close(one, other, **CLOSE)
 
 
 def test_hidden_keys_and_values_of_a_bank_may_be_anything(unets):
     unet, mask = unets["kv_fusion"], visible("kv_fusion", 1, slice(0, 5))
     with torch.no_grad():
-        bank = INTERACTION["kv_fusion"].prepare(unet, Support((features("kv_fusion", 1),), mask), STEP, text(), 1)
+        bank = INTERACTION["kv_fusion"].prepare(
+            unet, Support((features("kv_fusion", 1),), mask), STEP, text(), 1
+        )
         layers = {}
         for name, (key, value, seen) in bank._layers.items():
             noise = randn(*key.shape, seed=5)
-            layers[name] = (torch.where(seen > 0, key, noise), torch.where(seen > 0, value, noise), seen)
+            layers[name] = (
+                torch.where(seen > 0, key, noise),
+                torch.where(seen > 0, value, noise),
+                seen,
+            )
         words = text().expand(2, -1, -1)
         one, other = (unet.segment(QUERIES, STEP, words, b) for b in (bank, SupportBank(1, layers)))
     torch.testing.assert_close(one, other, **CLOSE)
@@ -167,7 +187,9 @@ def test_queries_of_a_batch_read_their_own_supports_alone(answer, interaction, h
         part = Support((maps[own],), None if mask is None else mask[own])
         alone = answer(interaction, QUERIES[row : row + 1], part, shots=2)
         torch.testing.assert_close(together[row : row + 1], alone, **CLOSE)
-    assert (together[:1] - answer(interaction, QUERIES[:1], Support((maps[2:],)), shots=2)).abs().max() > 1e-3
+    assert (
+        together[:1] - answer(interaction, QUERIES[:1], Support((maps[2:],)), shots=2)
+    ).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("interaction", INTERACTIONS)
@@ -199,7 +221,9 @@ def test_one_support_set_serves_many_queries_and_sets_can_be_sliced(unets, inter
 
 def test_without_supports_the_joint_pass_is_the_plain_unet(unets, plain):
     with torch.no_grad():
-        got = unets["qkv_fusion"].segment_jointly(QUERIES, torch.zeros(0, 8, 16, 16), STEP, text(), shots=0)
+        got = unets["qkv_fusion"].segment_jointly(
+            QUERIES, torch.zeros(0, 8, 16, 16), STEP, text(), shots=0
+        )
     torch.testing.assert_close(got, plain(QUERIES), **CLOSE)
 
 
@@ -236,11 +260,15 @@ def test_one_joint_layer_is_attention_over_all_tokens_in_a_row(unets, hides):
         heads = lambda x: x.unflatten(-1, (layer.heads, -1)).transpose(1, 2)  # noqa: E731
         read = None
         if mask is not None:
-            read = torch.cat([torch.ones(side * side, dtype=torch.bool), mask[row * shots :][:shots].flatten()])
+            read = torch.cat(
+                [torch.ones(side * side, dtype=torch.bool), mask[row * shots :][:shots].flatten()]
+            )
         with torch.no_grad():
             out = F.scaled_dot_product_attention(
                 *(heads(linear(line)) for linear in (layer.to_q, layer.to_k, layer.to_v)),
-                attn_mask=None if read is None else read[None, None, None].expand(1, 1, line.shape[1], -1),
+                attn_mask=None
+                if read is None
+                else read[None, None, None].expand(1, 1, line.shape[1], -1),
             )
             want = layer.to_out[0](out.transpose(1, 2).flatten(2))[0].split(side * side)
         torch.testing.assert_close(got[row], want[0], **CLOSE)
@@ -268,9 +296,13 @@ def test_image_tokens_are_the_projected_patches_of_transformers_clip(unets):
     pixels = processor(list(pictures), return_tensors="pt").pixel_values
     with torch.no_grad():
         hidden = clip.vision_model(pixels).last_hidden_state
-        projected = clip.visual_projection(clip.vision_model.post_layernorm(hidden))  # [2, 1 + 16, 24]
+        projected = clip.visual_projection(
+            clip.vision_model.post_layernorm(hidden)
+        )  # [2, 1 + 16, 24]
         got = unet.encode_images(to_pixels(torch.from_numpy(pictures).permute(0, 3, 1, 2)))
-        torch.testing.assert_close(projected[:, 0], clip(pixels).image_embeds, **CLOSE)  # as CLIP projects its class
+        torch.testing.assert_close(
+            projected[:, 0], clip(pixels).image_embeds, **CLOSE
+        )  # as CLIP projects its class
     torch.testing.assert_close(got, projected[:, 1:].transpose(1, 2).reshape(2, 24, 4, 4), **CLOSE)
 
 
@@ -316,7 +348,9 @@ def test_injections_are_what_the_paper_says():
     for name, picture in want.items():
         assert np.abs(INJECTION[name].drawn(rgb, mask) - picture).max() <= 0.5, name
     image, shares = randn(2, 4, 3, 3), torch.tensor([0.0, 0.5, 1.0]).expand(2, 4, 3, 3)
-    assert torch.equal(INJECTION["multiplication_latent"].combine(image, shares).maps[0], image * shares)
+    assert torch.equal(
+        INJECTION["multiplication_latent"].combine(image, shares).maps[0], image * shares
+    )
     hidden = INJECTION["attention_mask"].combine(image, shares)
     assert torch.equal(hidden.maps[0], image) and torch.equal(hidden.visible, shares[:, :1] > 0)
 
@@ -328,7 +362,9 @@ def test_pooled_masks_are_shares_of_the_foreground():
     assert pool_mask(drawn, (2, 2)).tolist() == [[[[0.75, 0.0], [0.0, 0.0]]]]
 
 
-@pytest.mark.parametrize("rendering", [i.drawn for i in INJECTION.values()] + [s.target for s in SUPERVISION.values()])
+@pytest.mark.parametrize(
+    "rendering", [i.drawn for i in INJECTION.values()] + [s.target for s in SUPERVISION.values()]
+)
 def test_arrays_and_tensors_are_painted_alike(rendering):
     """Training paints whole numbers, the pipeline floats."""
     rgb = np.arange(3 * 256, dtype=np.int64).reshape(3, 16, 16).astype(np.uint8)
@@ -346,9 +382,16 @@ def test_arrays_and_tensors_are_painted_alike(rendering):
 @pytest.mark.parametrize("name", SUPERVISIONS)
 def test_a_mask_is_got_back_exactly_from_its_own_picture(name, rule):
     draws = np.random.default_rng(0)
-    pictures = [*draws.integers(0, 256, (4, 3, 12, 12), dtype=np.uint8), np.zeros((3, 12, 12), np.uint8)]
+    pictures = [
+        *draws.integers(0, 256, (4, 3, 12, 12), dtype=np.uint8),
+        np.zeros((3, 12, 12), np.uint8),
+    ]
     pictures += [np.full((3, 12, 12), 255, np.uint8), np.full((3, 12, 12), 1, np.uint8)]
-    masks = [draws.integers(0, 2, (12, 12), dtype=np.uint8), np.ones((12, 12), np.uint8), np.zeros((12, 12), np.uint8)]
+    masks = [
+        draws.integers(0, 2, (12, 12), dtype=np.uint8),
+        np.ones((12, 12), np.uint8),
+        np.zeros((12, 12), np.uint8),
+    ]
     for rgb, mask in itertools.product(pictures, masks):
         decoded = torch.from_numpy(SUPERVISION[name].target(rgb, mask))[None].float()
         scores = SUPERVISION[name].recover(decoded, torch.from_numpy(rgb)[None].float())
@@ -386,7 +429,9 @@ def test_a_training_pair_follows_the_formula(betas):
         signal, rest = a_bar[step] ** 0.5, (1 - a_bar[step]) ** 0.5
         want = signal * mask[row] + rest * image[row]
         torch.testing.assert_close(noisy[row], want, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(-goal[row], signal * image[row] - rest * mask[row], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            -goal[row], signal * image[row] - rest * mask[row], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("steps", [1, 4, 10])
@@ -425,7 +470,9 @@ def test_one_step_without_signal_is_the_released_models_step():
     (query, _, goal), (want_query, step, want_goal) = (
         g.training_pair(image, mask, draws(0, 1)) for g in (several, one)
     )
-    assert torch.equal(query, want_query) and torch.equal(goal, want_goal) and torch.equal(goal, mask)
+    assert (
+        torch.equal(query, want_query) and torch.equal(goal, want_goal) and torch.equal(goal, mask)
+    )
     assert step.item() == 1
 
 
@@ -436,7 +483,9 @@ def test_many_steps_without_signal_are_one_step():
 
 
 def test_the_papers_large_betas_whose_signal_underflows_give_numbers():
-    got = ImageToMask(0.0272, 0.384).sample(lambda latents, timestep: torch.sin(latents), randn(2, 4, 8, 8), 10, 0)
+    got = ImageToMask(0.0272, 0.384).sample(
+        lambda latents, timestep: torch.sin(latents), randn(2, 4, 8, 8), 10, 0
+    )
     assert got.isfinite().all()
 
 
@@ -449,7 +498,9 @@ def test_noise_to_mask_sees_the_image_beside_the_noisy_mask():
         signal, rest = a_bar[step] ** 0.5, (1 - a_bar[step]) ** 0.5
         noise = (joined[row, 4:] - signal * mask[row]) / rest
         assert noise.std() == pytest.approx(1, abs=0.01)
-        torch.testing.assert_close(-goal[row], signal * noise - rest * mask[row], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            -goal[row], signal * noise - rest * mask[row], rtol=1e-3, atol=1e-3
+        )
         assert (noise - image[row]).abs().mean() > 0.5
 
 
@@ -474,7 +525,9 @@ def test_every_query_and_member_of_an_ensemble_starts_from_its_own_noise():
     for member in (0, 1, 0):  # noqa: B007  (read in `predict`)
         generation.sample(predict, randn(2, 4, 8, 8), 2, member)
     for latents in starts.values():
-        assert torch.equal(latents[:, :4], randn(2, 4, 8, 8)) and torch.equal(latents[0, 4:], latents[1, 4:])
+        assert torch.equal(latents[:, :4], randn(2, 4, 8, 8)) and torch.equal(
+            latents[0, 4:], latents[1, 4:]
+        )
         assert abs(latents[0, 4:].std() - 1) < 0.15
     assert not torch.equal(starts[0][:, 4:], starts[1][:, 4:])
 
@@ -483,10 +536,17 @@ def test_multi_resolution_noise_has_unit_variance_and_is_white_without_strength(
     for strength in (0.0, 0.4, 0.9):
         noise = multi_resolution_noise((4, 64, 64), np.random.default_rng(0), strength)
         assert noise.std().item() == pytest.approx(1, abs=1e-4) and noise.shape == (4, 64, 64)
-    smooth = [correlation(multi_resolution_noise((4, 64, 64), np.random.default_rng(0), s)) for s in (0.0, 0.4, 0.9)]
+    smooth = [
+        correlation(multi_resolution_noise((4, 64, 64), np.random.default_rng(0), s))
+        for s in (0.0, 0.4, 0.9)
+    ]
     assert abs(smooth[0]) < 0.02 and smooth[1] > 0.04 and 2 * smooth[1] < smooth[2]
-    white = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 64, 64), dtype=np.float32))
-    torch.testing.assert_close(multi_resolution_noise((4, 64, 64), np.random.default_rng(0), 0.0), white / white.std())
+    white = torch.from_numpy(
+        np.random.default_rng(0).standard_normal((4, 64, 64), dtype=np.float32)
+    )
+    torch.testing.assert_close(
+        multi_resolution_noise((4, 64, 64), np.random.default_rng(0), 0.0), white / white.std()
+    )
 
 
 def correlation(noise):
@@ -501,10 +561,17 @@ def test_an_ensemble_is_the_mean_of_its_members_pictures(weight, base, pipe, pic
     with torch.no_grad():
         bank = several.encode_support(picture(0), square_mask())
         latents = several.encode_images(torch.zeros(1, 3, 64, 64))
-        predict = lambda x, t: several.method.interaction.segment(several.unet, x, t, several._text(), bank)  # noqa: E731
-        members = [several.method.generation.sample(predict, latents, 2, member) for member in range(3)]
+
+        def predict(x, t):
+            return several.method.interaction.segment(several.unet, x, t, several._text(), bank)
+
+        members = [
+            several.method.generation.sample(predict, latents, 2, member) for member in range(3)
+        ]
         several.ensemble = 3
-        want = quantize(torch.stack([decode_latents(several.vae, member) for member in members]).mean(0))
+        want = quantize(
+            torch.stack([decode_latents(several.vae, member) for member in members]).mean(0)
+        )
         assert torch.equal(several.decode_masks(latents, bank), want)
     assert not torch.equal(members[0], members[1])
 
@@ -515,12 +582,18 @@ def test_an_ensemble_is_the_mean_of_its_members_pictures(weight, base, pipe, pic
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"interaction": "kv_fussion"}, "interaction='kv_fussion' is not one of .*; did you mean 'kv_fusion'"),
+        (
+            {"interaction": "kv_fussion"},
+            "interaction='kv_fussion' is not one of .*; did you mean 'kv_fusion'",
+        ),
         ({"injection": "adition"}, "did you mean 'addition'"),
         ({"supervision": "white_on_blak"}, "did you mean 'white_on_black'"),
         ({"generation": "one_stop"}, "did you mean 'one_step'"),
         ({"interaction": None}, "interaction=None is not one of"),
-        ({"beta_start": 0.0}, "beta_start=0.0, beta_end=0.012; give 0 < beta_start <= beta_end <= 1"),
+        (
+            {"beta_start": 0.0},
+            "beta_start=0.0, beta_end=0.012; give 0 < beta_start <= beta_end <= 1",
+        ),
         ({"beta_start": 0.5}, "beta_start=0.5, beta_end=0.012"),
         ({"beta_end": 1.5}, "beta_end=1.5"),
         ({"beta_start": float("nan")}, "beta_start=nan"),
@@ -532,15 +605,22 @@ def test_unknown_words_and_impossible_betas_are_refused(keys, says):
 
 
 def test_a_variant_is_read_from_a_record_and_written_to_one():
-    assert Variant.of({"interaction": "qkv_fusion", "steps": 3}) == Variant(interaction="qkv_fusion")
-    assert Variant.of({}) == Variant() and Variant.of(Variant(beta_end=0.5).asdict()) == Variant(beta_end=0.5)
+    assert Variant.of({"interaction": "qkv_fusion", "steps": 3}) == Variant(
+        interaction="qkv_fusion"
+    )
+    assert Variant.of({}) == Variant() and Variant.of(Variant(beta_end=0.5).asdict()) == Variant(
+        beta_end=0.5
+    )
 
 
 @pytest.mark.parametrize(
     ("record", "says"),
     [
         ("kv_fusion", "variant='kv_fusion' is no set of keys"),
-        ({"interactoin": "qkv_fusion"}, "unknown key 'interactoin' in variant; did you mean 'interaction'?"),
+        (
+            {"interactoin": "qkv_fusion"},
+            "unknown key 'interactoin' in variant; did you mean 'interaction'?",
+        ),
         ({"beta_end": "0.3"}, "beta_end='0.3' in variant is not of type float"),
         ({"interaction": "qkv"}, "interaction='qkv' is not one of"),
     ],
@@ -573,5 +653,7 @@ def test_sampling_as_many_shots_as_there_are_keeps_every_token(unets):
     unet, method = unets["kv_fusion"], INTERACTION["kv_fusion"]
     with torch.no_grad():
         bank = method.prepare(unet, Support((features("kv_fusion", 2),)), STEP, text(), 2)
-    for (_, key, value), (_, want_key, want_value) in zip(bank.sample(2, torch.Generator()), bank, strict=True):
+    for (_, key, value), (_, want_key, want_value) in zip(
+        bank.sample(2, torch.Generator()), bank, strict=True
+    ):
         assert torch.equal(key, want_key) and torch.equal(value, want_value)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from diffews.data.benchmarks.folder import EPISODES, split_classes
-from diffews.data.episodes import Benchmark, EpisodeList, Picture, Sample, draw_by_choice
+from diffews.data.benchmarks.folder import split_classes
+from diffews.data.episodes import Benchmark, Picture, Sample
 from diffews.data.lists import read_json_file
 from diffews.data.polygons import segmentation_mask
 from diffews.errors import InputError
@@ -22,29 +22,21 @@ class CocoJson(Benchmark):
     A class's mask is the union of its annotations; pixels of its crowd regions alone are ignored.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        fold: int | None,
-        split: str,
-        splits: str = "auto",
-        shots: int = 1,
-        annotations: str = "",
-        images: str = "",
-        folds: int = 4,
-        novel: Sequence[str] = (),
-    ) -> None:
+    folds = None
+
+    def read(self, annotations: str = "", images: str = "", folds: int = 4, novel: Sequence[str] = ()) -> None:
         if not annotations or not images:
             raise InputError("benchmark=coco_json needs annotations=FILE and images=DIR")
-        self.file, self.folder, self.fold = Path(annotations), Path(images), fold or 0
-        if not self.folder.is_dir():
+        self.file, self.pictures_folder = Path(annotations), Path(images)
+        if not self.pictures_folder.is_dir():
             raise InputError(f"images={images}: no such folder")
-        self._take(read_coco(self.file), fold, folds, novel, split)
+        self.take(read_coco(self.file), folds, novel)
 
-    def _take(self, content: "CocoContent", fold: int | None, folds: int, novel: Sequence[str], split: str) -> None:
+    def take(self, content: "CocoContent", folds: int, novel: Sequence[str]) -> None:
+        """Sets classes and images from a checked file."""
         self.content = content
         names = list(content.categories.values())
-        self.class_ids = split_classes(names, fold, folds, novel, split)
+        self.class_ids = split_classes(names, self.fold if self.holds_out else None, folds, novel, self.split)
         self.class_names = dict(enumerate(names))
         self.categories = list(content.categories)  # category id by class id
         self.pictures = {picture["file_name"]: picture for picture in content.images.values()}
@@ -53,19 +45,14 @@ class CocoJson(Benchmark):
             for c in self.class_ids
         }
 
-    def draw(self, shots: int) -> EpisodeList:
-        """Draws 1000 episodes: class, query, then supports, each by one choice."""
-        return draw_by_choice(self, shots, EPISODES)
-
     def files(self, sample: Sample) -> list[Path]:
-        """Returns the picture; masks come from the JSON file."""
-        return [self.folder / sample.name]
+        return [self.pictures_folder / sample.name]
 
     def decode(self, sample: Sample, class_id: int) -> Picture:
         """Reads the picture and fills the class's annotations."""
         file, picture = self.files(sample)[0], self.pictures[sample.name]
-        if not file.resolve().is_relative_to(self.folder.resolve()):
-            raise InputError(f"{self.file}: the file name {sample.name!r} leads out of {self.folder}")
+        if not file.resolve().is_relative_to(self.pictures_folder.resolve()):
+            raise InputError(f"{self.file}: the file name {sample.name!r} leads out of {self.pictures_folder}")
         image = open_rgb(file)
         if (picture["width"], picture["height"]) != image.size:
             raise InputError(
@@ -79,7 +66,6 @@ class CocoJson(Benchmark):
         return Picture(image, mask, crowd & ~mask & 1 if crowd.any() else np.zeros_like(mask))
 
     def classes_in(self, sample: Sample) -> list[int]:
-        """Returns the classes that are annotated in the picture."""
         found = {a["category_id"] for a in self.content.of_image.get(self.pictures[sample.name]["id"], [])}
         return [class_id for class_id, category in enumerate(self.categories) if category in found]
 

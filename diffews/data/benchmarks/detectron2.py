@@ -11,17 +11,7 @@ from diffews.errors import InputError, nearest
 class Detectron2(CocoJson):
     """`dataset`: a name in detectron2's catalogue whose annotations have segmentations (polygons or RLE)."""
 
-    def __init__(
-        self,
-        root: Path,
-        fold: int | None,
-        split: str,
-        splits: str = "auto",
-        shots: int = 1,
-        dataset: str = "",
-        folds: int = 4,
-        novel: Sequence[str] = (),
-    ) -> None:
+    def read(self, dataset: str = "", folds: int = 4, novel: Sequence[str] = ()) -> None:  # type: ignore[override]
         if not dataset:
             raise InputError("benchmark=detectron2 needs dataset=NAME, a name in detectron2's catalogue")
         try:
@@ -35,12 +25,12 @@ class Detectron2(CocoJson):
             raise InputError(
                 f"dataset={dataset} is not registered in detectron2{nearest(dataset, DatasetCatalog.list())}"
             )
-        self.file, self.folder, self.fold = Path(f"detectron2:{dataset}"), Path("/"), fold or 0
+        self.file, self.pictures_folder = Path(f"detectron2:{dataset}"), Path("/")
         records = DatasetCatalog.get(dataset)  # first: detectron2's COCO loader names the classes when it reads
         names = MetadataCatalog.get(dataset).get("thing_classes", None)
         if not names:
             raise InputError(f"dataset={dataset} names no classes; set thing_classes in detectron2's MetadataCatalog")
-        self._take(from_catalogue(records, names, dataset), fold, folds, novel, split)
+        self.take(from_catalogue(records, names, dataset), folds, novel)
 
 
 def from_catalogue(records: Sequence[dict[str, Any]], names: Sequence[str], dataset: str) -> CocoContent:

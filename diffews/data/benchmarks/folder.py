@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffews.data.episodes import Benchmark, EpisodeList, Picture, Sample, draw_by_choice
+from diffews.data.episodes import Benchmark, Picture, Sample
 from diffews.errors import InputError, nearest
 from diffews.images.files import IMAGE_SUFFIXES, open_mask, open_rgb
 from diffews.images.masks import binary_mask
-
-EPISODES = 1000  # drawn as COCO-20i's
 
 
 def split_classes(names: Sequence[str], fold: int | None, folds: int, novel: Sequence[str], split: str) -> list[int]:
@@ -34,33 +32,21 @@ class FolderBenchmark(Benchmark):
     A picture saved as PNG has its mask as <name>_mask.png.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        fold: int | None,
-        split: str,
-        splits: str = "auto",
-        shots: int = 1,
-        folds: int = 4,
-        novel: Sequence[str] = (),
-    ) -> None:
+    folds = None
+
+    def read(self, folds: int = 4, novel: Sequence[str] = ()) -> None:
+        root = self.root
         if not root.is_dir():
             raise InputError(f"data={root}: no such folder")
-        self.root, self.fold = root, fold or 0
         names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not names:
             raise InputError(f"data={root}: no class folders in it; put pictures and masks into <class>/")
-        self.class_ids = split_classes(names, fold, folds, novel, split)
+        self.class_ids = split_classes(names, self.fold if self.holds_out else None, folds, novel, self.split)
         self.class_names = dict(enumerate(names))
         self.masks: dict[str, Path] = {}
         self.images = {c: self._samples(names[c]) for c in self.class_ids}
 
-    def draw(self, shots: int) -> EpisodeList:
-        """Draws 1000 episodes: class, query, then supports, each by one choice."""
-        return draw_by_choice(self, shots, EPISODES)
-
     def files(self, sample: Sample) -> list[Path]:
-        """Returns the picture and its mask."""
         return [self.root / sample.name, self.masks[sample.name]]
 
     def decode(self, sample: Sample, class_id: int) -> Picture:
@@ -69,8 +55,7 @@ class FolderBenchmark(Benchmark):
         mask = binary_mask(open_mask(mask_file, upright=True), str(mask_file))
         return Picture(open_rgb(image_file, upright=True), mask)
 
-    def classes_in(self, sample: Sample) -> list[int]:
-        """Returns the class whose folder the picture lies in; others are not known."""
+    def classes_in(self, sample: Sample) -> list[int]:  # the folder that it lies in; others are not known
         return [c for c, name in self.class_names.items() if Path(sample.name).parts[0] == name]
 
     def _samples(self, name: str) -> list[Sample]:

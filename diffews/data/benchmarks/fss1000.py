@@ -17,13 +17,11 @@ FOREGROUND = 128  # least grey value
 class Fss1000(Benchmark):
     """FSS-1000 in the layout of datasets/README.md; masks are grey pictures beside the photos."""
 
-    builtin_lists = True
+    folder, folds, builtin_lists = "FSS-1000", 0, True
 
-    def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
-        self.root = self.find_root(root, "FSS-1000")
-        self.fold = 0
-        part, first, count = PARTS[split]
-        file = split_file(self.root / "splits" / f"{part}.txt", Path("fss1000") / f"{part}.txt", splits)
+    def read(self) -> None:
+        part, first, count = PARTS[self.split]
+        file = split_file(self.root / "splits" / f"{part}.txt", Path("fss1000") / f"{part}.txt", self.splits)
         names = sorted(read_lines(file))
         if not names:
             raise InputError(f"{file} lists no category")
@@ -46,15 +44,9 @@ class Fss1000(Benchmark):
         return EpisodeList(episodes)
 
     def files(self, sample: Sample) -> list[Path]:
-        """Returns the picture and its mask."""
         image = self.root.joinpath(self.level, *Path(sample.name).parts[2:])
         return [image, image.with_suffix(".png")]
 
     def decode(self, sample: Sample, class_id: int) -> Picture:
-        """Reads the picture and its mask; `class_id` says nothing that the folder does not."""
         image_file, mask_file = self.files(sample)
         return Picture(open_rgb(image_file), (open_mask(mask_file) >= FOREGROUND).astype(np.uint8))
-
-    def classes_in(self, sample: Sample) -> list[int]:
-        """Returns the category that the picture lies in."""
-        return [class_id for class_id, samples in self.images.items() if sample in samples]

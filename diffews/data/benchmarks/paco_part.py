@@ -3,24 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diffews.data.episodes import Benchmark, Episode, EpisodeList, LegacyDraws, Picture, Sample
 from diffews.data.lists import read_table
-from diffews.data.polygons import segmentation_mask
+from diffews.data.polygons import crop_to_box, union_mask
 from diffews.errors import InputError
 from diffews.images.files import open_rgb
 
 FOLDS = 4
-TEST_EPISODES = 2500
 
 
 class PacoPart(Benchmark):
     """PACO-Part in the layout of datasets/README.md: paco_part_{train,val} hold cid2img and img2anno."""
 
-    def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
-        self.root = self.find_root(root, "PACO-Part")
-        self.fold = fold or 0
+    folder, test_episodes = "PACO-Part", 2500
+
+    def read(self) -> None:
+        split = self.split
         self.file, table = read_table(self.root / "paco", "paco_part_train" if split == "train" else "paco_part_val")
         order_file, order = (
             (self.file, table) if split == "train" else read_table(self.root / "paco", "paco_part_train")
@@ -28,7 +26,7 @@ class PacoPart(Benchmark):
         if not isinstance(order.get("cid2img"), dict):
             raise InputError(f"{order_file} does not hold cid2img: class -> pictures")
         try:
-            novel = [] if fold is None else [_id(c) for c in order["cid2img"]][fold::FOLDS]
+            novel = [_id(c) for c in order["cid2img"]][self.fold :: FOLDS] if self.holds_out else []
             pictures = {_id(c): _first_of_each(entries) for c, entries in table["cid2img"].items()}
             self.annotations: dict[Any, list[dict[str, Any]]] = {
                 _id(i): found for i, found in table["img2anno"].items()
@@ -36,9 +34,9 @@ class PacoPart(Benchmark):
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{self.file} does not hold cid2img and img2anno") from None
         wanted = novel if split == "test" else [c for c in map(_id, order["cid2img"]) if c not in novel]
-        self.categories = [c for c in wanted if len(pictures.get(c, {})) > (shots if split == "test" else 1)]
+        self.categories = [c for c in wanted if len(pictures.get(c, {})) > (self.shots if split == "test" else 1)]
         if not self.categories:
-            raise InputError(f"{self.file}: no class of fold {fold} has the pictures for an episode")
+            raise InputError(f"{self.file}: no class of fold {self.fold} has the pictures for an episode")
         self.class_ids = list(range(len(self.categories)))
         self.class_names = {index: str(category) for index, category in enumerate(self.categories)}
         self.pictures = [pictures[category] for category in self.categories]  # image id -> path, of each class
@@ -51,7 +49,7 @@ class PacoPart(Benchmark):
     def draw(self, shots: int) -> EpisodeList:
         """Draws the 2500 episodes of the reference: class, query and its object, each support and its object."""
         draws, episodes = LegacyDraws(), []
-        for _ in range(TEST_EPISODES):
+        for _ in range(self.test_episodes):
             class_id = draws.choice(self.class_ids)
             paths = self.pictures[class_id]
             query_id = draws.choice(list(paths))
@@ -66,8 +64,7 @@ class PacoPart(Benchmark):
         return EpisodeList(episodes)
 
     def files(self, sample: Sample) -> list[Path]:
-        """Returns the picture; masks come from the table."""
-        return [self.root / "coco" / sample.name]
+        return [self.root / "coco" / sample.name]  # masks come from the table
 
     def decode(self, sample: Sample, class_id: int) -> Picture:
         """Reads the picture, cropped to the object's box, and the union of the object's parts of the class."""
@@ -76,21 +73,15 @@ class PacoPart(Benchmark):
         own = [a for a in self._of_class(self.ids[sample.name], class_id) if a["obj_ann_id"] == sample.object_id]
         if not own:
             raise InputError(f"{where} is not there")
-        mask = np.zeros((image.height, image.width), np.uint8)
-        for annotation in own:
-            if "segmentation" not in annotation:
-                raise InputError(f"{where} has no segmentation")
-            mask |= segmentation_mask(annotation["segmentation"], image.height, image.width, where)
+        if not all("segmentation" in annotation for annotation in own):
+            raise InputError(f"{where} has no segmentation")
+        mask = union_mask((a["segmentation"] for a in own), image.height, image.width, where)
         box = own[0].get("obj_bbox")
         try:
             x, y, width, height = (float(value) for value in box or ())
         except (TypeError, ValueError):
             raise InputError(f"{where}: obj_bbox={box!r} is not x, y, width, height") from None
-        left, top = int(x), int(y)
-        right, bottom = min(int(x + width), image.width), min(int(y + height), image.height)
-        if not (0 <= left < right and 0 <= top < bottom):
-            raise InputError(f"{where}: obj_bbox={box!r} holds no pixel of the picture")
-        return Picture(image.crop((left, top, right, bottom)), np.ascontiguousarray(mask[top:bottom, left:right]))
+        return crop_to_box(image, mask, (x, y, x + width, y + height), f"{where}: obj_bbox={box!r}")
 
     def classes_in(self, sample: Sample) -> list[int]:
         """Returns the classes of this split that the sample's object has a part of."""

@@ -2,76 +2,49 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from diffews.data.episodes import Benchmark, Episode, EpisodeList, LegacyDraws, Picture, Sample
+from diffews.data.benchmarks.class_maps import ClassMaps
+from diffews.data.episodes import Episode, EpisodeList, LegacyDraws, Sample
 from diffews.data.lists import read_lines, split_file
 from diffews.errors import InputError
-from diffews.images.files import open_mask, open_rgb
 
 FOLDS = 4
-TEST_EPISODES = 1000
-BOUNDARY = 255  # mask value of pixels that count for nothing
 CLASS_NAMES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 ]
 
 
-class Pascal5i(Benchmark):
-    """PASCAL-5i in the layout of datasets/README.md; masks are class-index PNGs (0, 1..20, 255 = boundary)."""
+class Pascal5i(ClassMaps):
+    """PASCAL-5i in the layout of datasets/README.md."""
 
-    builtin_lists = True
+    folder, builtin_lists = "VOC2012", True
+    classes, boundary, values = len(CLASS_NAMES), 255, "PASCAL masks hold 0 to 20, and 255"
     novel_classes: tuple[tuple[int, ...], ...] = tuple(tuple(range(5 * f, 5 * f + 5)) for f in range(FOLDS))
 
-    def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
-        self.root = self.find_root(root, "VOC2012")
-        self.fold = fold or 0
+    def read(self) -> None:
         self.class_names = dict(enumerate(CLASS_NAMES))
-        novel = () if fold is None else self.novel_classes[fold]
-        self.class_ids = [c for c in range(len(CLASS_NAMES)) if (c in novel) == (split == "test")]
-        lines = [line for listed in range(FOLDS) for line in self._read_list(split, listed, splits)]
+        self.class_ids = self.of_split(self.classes, self.novel_classes[self.fold])
+        lines = [line for listed in range(FOLDS) for line in self._read_list(listed)]
         self.lines = [line for line in lines if line[1] in self.class_ids]
         self.images = {c: [sample for sample, listed in self.lines if listed == c] for c in self.class_ids}
 
     def draw(self, shots: int) -> EpisodeList:
-        """Draws the 1000 episodes of the reference: the lines of the list in turn, supports by choice."""
+        """Draws as the reference does: the lines of the list in turn, supports by choice."""
         draws, episodes = LegacyDraws(), []
         self.check_classes(self.class_ids)
-        for index in range(TEST_EPISODES):
+        for index in range(self.test_episodes):
             query, class_id = self.lines[index % len(self.lines)]
             episodes.append(Episode(class_id, query, draws.supports(self.images[class_id], query, shots)))
         return EpisodeList(episodes)
 
     def files(self, sample: Sample) -> list[Path]:
-        """Returns the picture and its mask."""
-        return [
-            self.root / "JPEGImages" / f"{sample.name}.jpg",
-            self.root / "SegmentationClassAug" / f"{sample.name}.png",
-        ]
+        mask = self.root / "SegmentationClassAug" / f"{sample.name}.png"
+        return [self.root / "JPEGImages" / f"{sample.name}.jpg", mask]
 
-    def decode(self, sample: Sample, class_id: int) -> Picture:
-        """Reads the picture, the pixels of the class, and the boundary."""
-        class_map = self._class_map(sample)
-        mask, boundary = class_map == class_id + 1, class_map == BOUNDARY
-        return Picture(open_rgb(self.files(sample)[0]), mask.astype(np.uint8), boundary.astype(np.uint8))
-
-    def classes_in(self, sample: Sample) -> list[int]:
-        """Reads which classes the mask holds."""
-        return [int(value) - 1 for value in np.unique(self._class_map(sample)) if value not in (0, BOUNDARY)]
-
-    def _class_map(self, sample: Sample) -> np.ndarray:
-        file = self.files(sample)[1]
-        class_map = open_mask(file)
-        wrong = class_map[(class_map > len(CLASS_NAMES)) & (class_map != BOUNDARY)]
-        if wrong.size:
-            raise InputError(f"{file} holds the value {wrong.max()}; PASCAL masks hold 0 to 20, and 255")
-        return class_map
-
-    def _read_list(self, split: str, fold: int, splits: str) -> list[tuple[Sample, int]]:
-        part = "trn" if split == "train" else "val"
+    def _read_list(self, fold: int) -> list[tuple[Sample, int]]:
+        part = "trn" if self.split == "train" else "val"
         builtin = Path("pascal5i") / f"{part}_fold{fold}.txt"
-        file = split_file(self.root / "splits" / part / f"fold{fold}.txt", builtin, splits)
+        file = split_file(self.root / "splits" / part / f"fold{fold}.txt", builtin, self.splits)
         samples = []
         for line in read_lines(file):
             name, separator, value = line.rpartition("__")

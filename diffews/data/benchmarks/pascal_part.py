@@ -4,28 +4,26 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diffews.data.episodes import Benchmark, Episode, EpisodeList, LegacyDraws, Picture, Sample
 from diffews.data.lists import read_json_file
-from diffews.data.polygons import segmentation_mask
+from diffews.data.polygons import crop_to_box, union_mask
 from diffews.errors import InputError
 from diffews.images.files import open_rgb
 
 FOLD_NAMES = ("animals", "indoor", "person", "vehicles")
-MOST_EPISODES = 2500
 LEFT_OUT = ("aeroplane", "TAIL")  # counts for the length, but is no class
 
 
 class PascalPart(Benchmark):
     """Pascal-Part in the layout of datasets/README.md: picture lists and one JSON of objects a picture."""
 
-    def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto", shots: int = 1) -> None:
-        self.root = self.find_root(root, "Pascal-Part") / "VOCdevkit" / "VOC2010"
-        self.fold = fold or 0
+    folder, test_episodes = "Pascal-Part", 2500  # at most
+
+    def read(self) -> None:
+        self.root, split = self.root / "VOCdevkit" / "VOC2010", self.split
         self.file = self.root / "all_obj_part_to_image.json"
         table, part_list = read_json_file(self.file), "train" if split == "train" else "val"
-        novel = [] if fold is None else [FOLD_NAMES[fold]]
+        novel = [FOLD_NAMES[self.fold]] if self.holds_out else []
         known = [name for name in FOLD_NAMES if name not in novel]
         self.parts: list[tuple[str, str]] = []  # (object, part) by class id
         self.lists: list[list[str]] = []
@@ -63,7 +61,7 @@ class PascalPart(Benchmark):
                     f"class {class_id} ({self.class_names[class_id]}) has {usable} usable images in {self.file}; "
                     f"an episode of {shots} shots needs {shots + 1}"
                 )
-        for index in range(min(MOST_EPISODES, self.length)):
+        for index in range(min(self.test_episodes, self.length)):
             class_id = index % len(self.class_ids)
             found: list[Sample] = []
             while len(found) <= shots:
@@ -88,24 +86,19 @@ class PascalPart(Benchmark):
         if sample.object_id >= len(self._objects(sample.name)):
             raise InputError(f"{file}: {sample.name} has no object {sample.object_id}")
         found = self._objects(sample.name)[sample.object_id]
-        mask, where = np.zeros((image.height, image.width), np.uint8), f"{file}: object {sample.object_id}"
+        where = f"{file}: object {sample.object_id}"
         try:
-            left, top, right, bottom = (int(float(found["bndbox"][key])) for key in ("xmin", "ymin", "xmax", "ymax"))
+            box = [float(found["bndbox"][key]) for key in ("xmin", "ymin", "xmax", "ymax")]
         except KeyError as error:
             raise InputError(f"{where} lacks the key {error}") from None
         except (TypeError, ValueError):
             raise InputError(f"{where}: bndbox={found['bndbox']!r} is no box of numbers") from None
-        right, bottom = min(right, image.width), min(bottom, image.height)
-        if not (0 <= left < right and 0 <= top < bottom):
-            raise InputError(f"{where}: bndbox={found['bndbox']!r} holds no pixel of the picture")
         try:
             codes = [c for p in found["parts"] if p["name"] == self.parts[class_id][1] for c in p["mask"]]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{where}: part without a proper mask ({error})") from None
-        for code in codes:
-            mask |= segmentation_mask(code, image.height, image.width, where)
-        crop = image.crop((left, top, right, bottom))
-        return Picture(crop, np.ascontiguousarray(mask[top:bottom, left:right]))
+        mask = union_mask(codes, image.height, image.width, where)
+        return crop_to_box(image, mask, box, f"{where}: bndbox={found['bndbox']!r}")
 
     def classes_in(self, sample: Sample) -> list[int]:
         """Returns the classes of this split that the sample's object has a part of."""
