@@ -145,6 +145,11 @@ def hash_base(base: Path) -> str:
     return hash_files([*weight_files(base / "vae"), base / "vae" / "config.json", *texts])
 
 
+def hash_vae(base: Path) -> str:
+    """Returns the sha256 of a base's VAE: its weights and its config, which scales latents."""
+    return hash_files([*weight_files(base / "vae"), base / "vae" / "config.json"])
+
+
 def write_record(folder: Path, place: Path, record: dict[str, Any]) -> None:
     """Writes diffews.json into a folder that will lie at `place`; a local base is recorded relative to it."""
     base = str(record["base"])

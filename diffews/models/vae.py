@@ -81,11 +81,6 @@ def check_small_vae(folder: Path, part: str, vae_config: Mapping[str, Any], vae_
         raise InputError("it was distilled from another VAE than the base's; make one with `diffews distill-decoder`")
 
 
-def hash_vae(base: Path) -> str:
-    """Returns the sha256 of a base's VAE: its weights and its config, which scales latents."""
-    return hash_files([*weight_files(base / "vae"), base / "vae" / "config.json"])
-
-
 def hash_small_vae(folder: str) -> str:
     """Returns the sha256 of a small VAE's weights and config; folder or hub id."""
     found = resolve(folder, SMALL_FILES)

@@ -8,8 +8,8 @@ import torch
 
 from diffews.cli.settings import ModelKeys
 from diffews.errors import InputError
-from diffews.models.find import RECORD, WeightSource, find_weights
-from diffews.models.vae import hash_vae, load_small_vae
+from diffews.models.find import RECORD, WeightSource, find_weights, hash_vae
+from diffews.models.vae import load_small_vae
 from diffews.models.weights import load_text, load_unet, load_vae
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from diffews.cli.settings import DistillConfig
 from diffews.images.files import find_masks, open_mask
 from diffews.images.masks import render_masks
-from diffews.models.find import write_record
-from diffews.models.vae import decode_latents, encode_latents, hash_vae
+from diffews.models.find import hash_vae, write_record
+from diffews.models.vae import decode_latents, encode_latents
 from diffews.models.weights import load_vae
 from diffews.runtime.device import exact_arithmetic, memory_advice, pick_device
 from diffews.runtime.files import new_folder, versions

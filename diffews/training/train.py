@@ -34,7 +34,7 @@ from diffews.data.training import (
 from diffews.errors import InputError, first_line
 from diffews.images.drawing import StepLog, save_loss_curve
 from diffews.images.tensors import to_pixels
-from diffews.models.find import hash_base, latent_factor, weight_files
+from diffews.models.find import hash_base, hash_vae, latent_factor
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import load_text, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline, check_parts
@@ -133,13 +133,12 @@ class Trainer:
         if config.cache is None:
             return PixelSource(self.benchmark, config.image_size, self.renderings)
         side = config.image_size // latent_factor(self.vae.config.block_out_channels)
-        vae_sha256 = hash_files(weight_files(self.base / "vae"))
         latent = (self.vae.config.latent_channels, side, side)
         cache = LatentCache(
             Path(config.cache),
             self.benchmark,
             config.image_size,
-            vae_sha256,
+            hash_vae(self.base),
             latent,
             str(self.vae.dtype),
             self.renderings,

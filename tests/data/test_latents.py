@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import shutil
 from collections import namedtuple
 
@@ -238,10 +239,17 @@ def test_a_vanishing_mask_is_kept_as_empty(benchmark, tmp_path, few_shapes):
 # ---- what is refused ----
 
 
-@pytest.mark.parametrize("what", ["vae", "image_size", "fold", "pictures", "precision"])
+@pytest.mark.parametrize(
+    "what", ["vae", "vae_config", "image_size", "fold", "pictures", "precision"]
+)
 def test_a_cache_of_something_else_is_refused(refused, train_words, own_cache, tmp_path, what):
     if what == "vae":
         word, says = f"base={write_tiny_base(tmp_path / 'base', seed=1)}", "vae_sha256: "
+    elif what == "vae_config":  # the same weights, but pooled renderings are scaled otherwise
+        base = write_tiny_base(tmp_path / "base")
+        config = base / "vae" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.5}))
+        word, says = f"base={base}", "vae_sha256: "
     elif what == "image_size":
         word, says = "image_size=64", "image_size: 32 there, 64 now"
     elif what == "fold":

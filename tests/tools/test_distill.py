@@ -15,11 +15,11 @@ import diffews
 from diffews import InputError
 from diffews.cli.settings import DistillConfig
 from diffews.images.masks import quantize, render_masks, scores_and_limit
+from diffews.models.find import hash_vae
 from diffews.models.vae import (
     check_small_vae,
     decode_latents,
     encode_latents,
-    hash_vae,
     load_small_vae,
 )
 from diffews.models.weights import load_vae
