@@ -1,11 +1,12 @@
-"""Segments people's own pictures: the support is encoded once, every query reads it."""
+"""Segments people's pictures: the support is encoded once, every query reads it."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from diffews.cli.settings import SegmentConfig
@@ -15,119 +16,131 @@ from diffews.images.masks import binary_mask
 from diffews.models.find import WeightSource
 from diffews.runtime.files import write_atomic
 
-if TYPE_CHECKING:
-    from diffews.pipeline import DiffewsPipeline
-
 
 def find_queries(config: SegmentConfig) -> list[Path]:
-    """Checks that supports pair with masks and that all files are there; returns the queries, folders listed."""
-    if config.bank and (config.support or config.mask):
+    """Returns the queries that a config names, the pictures of its folders among them.
+
+    Raises:
+        InputError: for supports, masks, classes and banks that do not go together; for a file that
+            is missing or no picture; for queries whose masks would be one file.
+
+    """
+    supports, masks, classes = len(config.support), len(config.mask), len(config.classes)
+    if config.bank and (supports or masks):
         raise InputError("give either bank= or support= with mask=")
-    if len(config.support) != len(config.mask):
-        raise InputError(
-            f"{len(config.support)} support pictures for {len(config.mask)} masks; give mask= for each support="
-        )
-    if config.classes and len(config.classes) != len(config.support):
-        raise InputError(
-            f"{len(config.classes)} classes for {len(config.support)} support pictures; name the class of each"
-        )
-    banks = [Path(file).stem for file in config.bank]
-    if len(set(banks)) < len(banks):
-        raise InputError(f"two banks are named {next(b for b in banks if banks.count(b) > 1)!r}; rename one")
-    missing = next((file for file in config.bank if not Path(file).is_file()), None)
-    if missing is not None:
-        raise InputError(f"bank={missing}: no such file; save_bank= writes one")
+    if supports != masks:
+        cure = "give mask= for each support="
+        raise InputError(f"{supports} support pictures for {masks} masks; {cure}")
+    if classes and classes != supports:
+        cure = "name the class of each"
+        raise InputError(f"{classes} classes for {supports} support pictures; {cure}")
+
+    if (name := _shared_name(config.bank)) is not None:
+        raise InputError(f"two banks are named {name!r}; rename one")
+    for bank in config.bank:
+        if not Path(bank).is_file():
+            raise InputError(f"bank={bank}: no such file; save_bank= writes one")
+
+    if not config.query:
+        raise InputError("query= is missing; query picture(s), or folders of them")
     queries: list[Path] = []
-    for name in config.query:
-        found = _photos(Path(name), config.mask) if Path(name).is_dir() else [Path(name)]
+    for query in config.query:
+        found = _photos(Path(query), config.mask) if Path(query).is_dir() else [Path(query)]
         if not found:
-            raise InputError(f"query={name}: no pictures in this folder")
+            raise InputError(f"query={query}: no pictures in this folder")
         queries += found
     for file in (*map(Path, config.support), *map(Path, config.mask), *queries):
         check_image(file)
-    names = [query.stem for query in queries]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"two queries are named {twice!r}, their masks would be one file; rename one")
+    if (name := _shared_name(queries)) is not None:
+        cure = "their masks would be one file; rename one"
+        raise InputError(f"two queries are named {name!r}, {cure}")
     return queries
 
 
+def _shared_name(files: Sequence[str | Path]) -> str | None:
+    """Returns a name that two of the files have, their endings left out."""
+    names = [Path(file).stem for file in files]
+    return next((name for name in names if names.count(name) > 1), None)
+
+
 def _photos(folder: Path, masks: Sequence[str]) -> list[Path]:
-    """Lists a folder's pictures, but for masks, earlier results, and PNGs beside a photo of that name."""
-    files, named = list_images(folder), {Path(mask).resolve() for mask in masks}
+    """Lists a folder's pictures, but no masks, no earlier results, no PNG of a photo's name."""
+    results, given = ("_mask", "_labels", "_overlay"), {Path(mask).resolve() for mask in masks}
+    files = list_images(folder)
     photos = {file.stem for file in files if file.suffix.lower() != ".png"}
-    kept = [
-        file
-        for file in files
-        if file.resolve() not in named and not file.stem.endswith(("_mask", "_labels", "_overlay"))
-    ]
-    return [file for file in kept if file.suffix.lower() != ".png" or file.stem not in photos]
+    return [
+        file for file in files
+        if file.resolve() not in given and not file.stem.endswith(results)
+        and (file.suffix.lower() != ".png" or file.stem not in photos)]
 
 
 def segment(config: SegmentConfig, source: WeightSource, queries: Sequence[Path]) -> None:
-    """Writes each query's mask and overlay into config.out, at the query's own size.
+    """Writes each query's mask and overlay into config.out, at the query's size.
 
-    One class: <query>_mask.png (0 and 255). Several: <query>_labels.png (0 none, then 1, 2, ... as labels.json says).
+    One class: <query>_mask.png (0 and 255). Several: <query>_labels.png (0 none, then 1, 2, ... as
+    labels.json says).
     """
-    from diffews.images.drawing import label_overlay, overlay, save_image
+    from diffews.images.drawing import overlay, save_image
     from diffews.runtime.device import auto_batch, memory_advice, pick_device
     from diffews.runtime.loading import open_pipeline, settle_fast
 
+    # bad input is refused before the weights are read
     supports = [open_rgb(file, upright=True) for file in config.support]
-    masks = [_open_support_mask(file, image.size) for file, image in zip(config.mask, supports, strict=True)]
+    masks = [_open_support_mask(*pair) for pair in zip(config.mask, supports, strict=True)]
     device, out = pick_device(config.device), Path(config.out)
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
+
     with memory_advice(), tqdm(total=len(queries), unit="image") as bar:
-        if config.bank:
-            banks = {Path(file).stem: pipeline.load_bank(file) for file in config.bank}
-        else:
-            banks = {}
-            for name in dict.fromkeys(config.classes or [""]):
-                own = [i for i in range(len(supports)) if not config.classes or config.classes[i] == name]
-                pairs = [supports[i] for i in own], [masks[i] for i in own]
-                banks[name] = pipeline.encode_support(*pairs, config.image_size)
+        # the support of each class is read once, whatever the number of queries
+        banks = {Path(file).stem: pipeline.load_bank(file) for file in config.bank}
+        classes = config.classes or [""] * len(supports)
+        for name in dict.fromkeys(classes):
+            shots = [i for i in range(len(classes)) if classes[i] == name]
+            pairs = [supports[i] for i in shots], [masks[i] for i in shots]
+            banks[name] = pipeline.encode_support(*pairs, config.image_size)
+        several = len(banks) > 1
+        if several:
+            labels = dict(enumerate(banks, start=1))
+            write_atomic(out / "labels.json", json.dumps(labels, indent=1) + "\n")
         if config.save_bank:
-            several = len(banks) > 1
+            place = Path(config.save_bank)
             for name, bank in banks.items():
-                place = Path(config.save_bank)
                 pipeline.save_bank(bank, place / f"{name}.safetensors" if several else place)
-        if config.batch == "auto":
-            size, first = config.image_size or pipeline.config.image_size, next(iter(banks.values()))
-            config.batch = auto_batch(lambda count: _try(pipeline, first, count, size), device, size)
-        if len(banks) > 1:
-            write_atomic(out / "labels.json", json.dumps(dict(enumerate(banks, start=1)), indent=1) + "\n")
+
+        size, first = config.image_size or pipeline.config.image_size, next(iter(banks.values()))
         settings: dict[str, Any] = {
-            name: getattr(config, name) for name in ("threshold", "threshold_rule", "image_size", "batch")
-        }
-        batch = int(config.batch)
-        for start in range(0, len(queries), batch):
-            files = queries[start : start + batch]
+            "threshold": config.threshold, "threshold_rule": config.threshold_rule,
+            "image_size": size}
+        batch = config.batch
+        if batch == "auto":
+            black = np.zeros((size, size, 3), np.uint8)
+            batch = auto_batch(
+                lambda count: pipeline([black] * count, first, batch=count, **settings),
+                device, size)
+
+        # the queries, in batches; the masks are bool, a label map holds 0, 1, 2, ...
+        for start in range(0, len(queries), int(batch)):
+            files = queries[start : start + int(batch)]
             images = [open_rgb(file, upright=True) for file in files]
-            if len(banks) > 1:
-                labels = pipeline.label(images, list(banks.values()), **settings)
-                for file, image, label in zip(files, images, labels, strict=True):
-                    save_image(out / f"{file.stem}_labels.png", label)
-                    save_image(out / f"{file.stem}_overlay.jpg", label_overlay(np.array(image), label))
+            if several:
+                found = pipeline.label(images, list(banks.values()), batch=len(files), **settings)
             else:
-                output = pipeline(images, *banks.values(), **settings)
-                for file, image, mask in zip(files, images, output.masks, strict=True):
+                found = pipeline(images, first, batch=len(files), **settings).masks
+            for file, image, mask in zip(files, images, found, strict=True):
+                if several:
+                    save_image(out / f"{file.stem}_labels.png", mask)
+                else:
                     save_image(out / f"{file.stem}_mask.png", mask.astype(np.uint8) * 255)
-                    save_image(out / f"{file.stem}_overlay.jpg", overlay(np.array(image), mask))
+                save_image(out / f"{file.stem}_overlay.jpg", overlay(np.array(image), mask))
             bar.update(len(files))
 
 
-def _try(pipeline: "DiffewsPipeline", bank: Any, count: int, size: int) -> None:
-    import torch
-
-    with torch.no_grad():
-        pipeline.predict_rgb(torch.zeros(count, 3, size, size), bank)
-
-
-def _open_support_mask(file: str, size: tuple[int, int]) -> np.ndarray:
+def _open_support_mask(file: str, support: Image.Image) -> np.ndarray:
+    """Reads a support's mask -> uint8 (H, W) of {0, 1}, of the support's size."""
     mask = open_mask(file, upright=True)
-    if mask.shape != size[::-1]:
+    if mask.shape != support.size[::-1]:
+        theirs = f"{support.width} x {support.height}"
         raise InputError(
-            f"mask={file} is {mask.shape[1]} x {mask.shape[0]}, its support picture {size[0]} x {size[1]}"
-        )
+            f"mask={file} is {mask.shape[1]} x {mask.shape[0]}, its support picture {theirs}")
     return binary_mask(mask, f"mask={file}")

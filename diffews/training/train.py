@@ -32,7 +32,6 @@ from diffews.data.training import (
     TrainingEpisodes,
 )
 from diffews.errors import InputError, first_line
-from diffews.images.drawing import StepLog, save_loss_curve
 from diffews.images.tensors import to_pixels
 from diffews.models.find import hash_base, hash_vae, latent_factor
 from diffews.models.unet import DiffewsUNet
@@ -47,6 +46,7 @@ from diffews.training.checkpoints import (
     save_checkpoint,
     save_weight_dir,
 )
+from diffews.training.log import StepLog
 from diffews.training.step import StepInput, TrainingStep, encode_moments
 from diffews.training.validation import eval_mode, validate
 from diffews.variants import Variant
@@ -324,7 +324,7 @@ def _train(run: Trainer, validation: EpisodeDataset | None) -> None:
     if run.step == config.steps and is_main:
         run.save_weight_dir()
         if log is not None and log.losses:
-            save_loss_curve(run.out / "loss.png", log.losses)
+            log.save_curve(run.out / "loss.png")
     run.accelerator.end_training()
 
 

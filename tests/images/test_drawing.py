@@ -29,7 +29,7 @@ def test_an_empty_mask_darkens_everything(grey):
 
 
 def test_an_overlay_leaves_the_mask_and_darkens_the_rest(grey, square_mask):
-    lit = overlay(grey, square_mask(), SUPPORT_COLOUR)
+    lit = overlay(grey, square_mask(), [SUPPORT_COLOUR])
     assert np.array_equal(lit[20:44, 20:44], grey[20:44, 20:44])
     assert np.array_equal(lit[:15], (grey[:15] * 0.4).astype(np.uint8))
     assert lit[16, 16].tolist() == list(SUPPORT_COLOUR)  # the outline
@@ -40,8 +40,8 @@ def test_a_panel_shows_supports_query_prediction_and_truth(grey, square_mask):
     picture = panel([(grey, mask), (grey, mask)], grey, mask, corner)
     assert picture.shape == (64, 5 * 64 + 4 * 2, 3)
     tiles = [picture[:, 66 * i : 66 * i + 64] for i in range(5)]
-    support = overlay(grey, mask, SUPPORT_COLOUR)
-    answers = [overlay(grey, mask, PREDICTION_COLOUR), overlay(grey, corner, TRUTH_COLOUR)]
+    support = overlay(grey, mask, [SUPPORT_COLOUR])
+    answers = [overlay(grey, mask, [PREDICTION_COLOUR]), overlay(grey, corner, [TRUTH_COLOUR])]
     want = [support, support, grey, *answers]
     for tile, expected in zip(tiles, want, strict=True):
         assert np.array_equal(tile, expected)
