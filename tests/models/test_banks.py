@@ -218,7 +218,7 @@ def test_what_does_not_go_together_is_refused(run, refused, words, files, tmp_pa
             "none.safetensors: no such file; save_bank= writes one",
         ),
         ([f"bank={file},{twin}"], "two banks are named 'cat'; rename one"),
-        ([], "support= is missing"),
+        ([], "support="),
     ]:
         assert says in refused(*words, *more)
     assert not (tmp_path / "out").exists()
