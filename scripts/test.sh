@@ -6,4 +6,7 @@ cd "$root"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-"$PYTHON" -m pytest "$@"
+
+# one worker a core, whole files each, one thread a worker (tests/conftest.py); then the five slowest
+export OMP_NUM_THREADS=1
+"$PYTHON" -m pytest -n auto --dist loadfile --durations=5 "$@"
