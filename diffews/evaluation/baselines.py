@@ -106,8 +106,13 @@ def swap_supports(dataset: EpisodeDataset, shots: int) -> list[tuple[Episode, Ep
 
 
 def _run_row(folder: Path, dataset: EpisodeDataset) -> dict[str, Any]:
+    """Returns the row of a finished evaluation, which must be of the same classes and queries."""
     run = read_run(folder)
-    classes, queries = set(dataset.class_ids), [episode.query.name for episode in dataset.episodes]
-    if set(run.class_ids) != classes or run.queries != queries:
-        raise InputError(f"runs={folder}: not the same classes and queries as here; give the same fold= and episodes=")
-    return {"name": f"DiffewS, {run.shots}-shot", "episodes": len(run.queries), "miou": run.miou, "fb_iou": run.fb_iou}
+    queries = [episode.query.name for episode in dataset.episodes]
+    same = [record["query"] for record in run.records] == queries
+    if set(run.class_ids) != set(dataset.class_ids) or not same:
+        cure = "give the same fold= and episodes="
+        raise InputError(f"runs={folder}: not the same classes and queries as here; {cure}")
+    return {
+        "name": f"DiffewS, {run.shots}-shot", "episodes": len(queries), "miou": run.miou,
+        "fb_iou": run.fb_iou}

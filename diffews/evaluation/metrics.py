@@ -1,4 +1,4 @@
-"""Intersection and union of masks, and the protocol's figures from them. Counts are integers."""
+"""Intersection and union of masks, and the protocol's scores from them. Counts are integers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,10 @@ import numpy as np
 def intersection_and_union(
     prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None
 ) -> tuple[list[int], list[int]]:
-    """Counts pixels of two masks (H, W) -> ([background, foreground] intersection, the same for the union).
+    """Counts the pixels of two masks: intersection and union, each [background, foreground].
 
-    Pixels where `ignore` is set are left out of both.
+    prediction, truth: (H, W), foreground where they are not 0.
+    ignore: (H, W); pixels where it is set are left out of both.
     """
     valid = np.ones(truth.shape, bool) if ignore is None else ignore == 0
     predicted, true = prediction.astype(bool), truth.astype(bool)
@@ -22,12 +23,15 @@ def intersection_and_union(
 
 
 def boundary_counts(
-    prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None, share: float = 0.02
+    prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None,
+    share: float = 0.02
 ) -> tuple[int, int]:
-    """Counts two masks (H, W) -> (intersection, union) of Boundary IoU (Cheng et al., CVPR 2021, section 4).
+    """Counts (intersection, union) of Boundary IoU (Cheng et al., CVPR 2021, section 4).
 
-    Of each mask only the pixels within d of its contour count, d = share * the image's diagonal, rounded, at least 1;
-    the image's edge is a contour, too. Pixels where `ignore` is set are left out of both.
+    Of each mask only the pixels near its contour count; the image's edge is a contour, too.
+
+    prediction, truth, ignore: (H, W) as in `intersection_and_union`.
+    share: how near, as a share of the image's diagonal; rounded to pixels, at least 1.
     """
     distance = max(1, round(share * float(np.hypot(*truth.shape))))
     valid = np.ones(truth.shape, bool) if ignore is None else ignore == 0
@@ -36,23 +40,26 @@ def boundary_counts(
 
 
 def _boundary(mask: np.ndarray, distance: int) -> np.ndarray:
-    """Returns the mask without what is left of it after eroding it `distance` times by a 3 x 3 square -> bool."""
+    """Returns what a mask loses when a 3 x 3 square erodes it `distance` times: bool (H, W)."""
     padded = np.pad(mask.astype(bool).astype(np.uint8), 1)
     inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)
     return (padded > inner)[1:-1, 1:-1]
 
 
-def mean_episode_iou(inter: np.ndarray, union: np.ndarray) -> float:
-    """Returns the mean over episodes of intersection / max(union, 1), in percent; foreground counts (episodes,)."""
-    return float(np.mean(100 * inter / np.maximum(union, 1)))
+def iou_percent(inter: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """Returns intersection / max(union, 1) in percent, of counts of any shape."""
+    return 100 * inter / np.maximum(union, 1)
 
 
 @dataclass
 class Scores:
-    """Adds up counts per class. IoU_c = I_c / max(U_c, 1); mIoU is its mean over the fold's classes, in percent."""
+    """Adds up counts per class.
+
+    IoU_c = I_c / max(U_c, 1); mIoU is its mean over the fold's classes, in percent.
+    """
 
     class_ids: Sequence[int]
-    inter: dict[int, np.ndarray] = field(default_factory=dict)  # class id -> [background, foreground]
+    inter: dict[int, np.ndarray] = field(default_factory=dict)  # class id -> [bg, fg]
     union: dict[int, np.ndarray] = field(default_factory=dict)
     episodes: int = 0
 
@@ -64,10 +71,9 @@ class Scores:
 
     def per_class(self) -> dict[int, float]:
         """Foreground IoU of each class in percent; a class that was never drawn counts as 0."""
-        zero = np.zeros(2, np.int64)
-        return {
-            c: 100 * int(self.inter.get(c, zero)[1]) / max(int(self.union.get(c, zero)[1]), 1) for c in self.class_ids
-        }
+        zero, ids = np.zeros(2, np.int64), self.class_ids
+        counts = {c: (self.inter.get(c, zero)[1], self.union.get(c, zero)[1]) for c in ids}
+        return {c: float(iou_percent(*pair)) for c, pair in counts.items()}
 
     def miou(self) -> float:
         """Mean of the classes' IoU, in percent."""
@@ -79,28 +85,29 @@ class Scores:
 
     def fb_iou(self) -> float:
         """Mean of background and foreground IoU over all classes' sums, in percent."""
-        inter, union = sum(self.inter.values(), np.zeros(2)), sum(self.union.values(), np.zeros(2))
-        return float(np.mean(100 * inter / np.maximum(union, 1)))
+        inter, union = (sum(part.values(), np.zeros(2)) for part in (self.inter, self.union))
+        return float(np.mean(iou_percent(inter, union)))
 
 
 def bootstrap_samples(
-    episode_classes: Sequence[int],
-    class_ids: Sequence[int],
-    inter: np.ndarray,
-    union: np.ndarray,
-    resamples: int = 1000,
+    episode_classes: Sequence[int], class_ids: Sequence[int], inter: np.ndarray, union: np.ndarray,
+    resamples: int = 1000
 ) -> np.ndarray:
-    """Returns the mIoU in percent of `resamples` lists of episodes, drawn with replacement within each class (seed 0).
+    """Resamples the episodes within each class, with replacement (seed 0).
 
-    inter, union: foreground counts (episodes,). Classes that were never drawn count as 0, as in the mIoU.
+    Returns the mIoU in percent of each resampled list: (resamples,).
+
+    episode_classes: class id of each episode.
+    class_ids: of the fold; classes that were never drawn count as 0, as in the mIoU.
+    inter, union: foreground counts (episodes,).
     """
     generator, classes = np.random.default_rng(0), np.array(episode_classes)
     totals = np.zeros(resamples)
     for class_id in class_ids:
-        own = np.flatnonzero(classes == class_id)
-        if len(own):
-            drawn = own[generator.integers(len(own), size=(resamples, len(own)))]  # (resamples, episodes of the class)
-            totals += 100 * inter[drawn].sum(1) / np.maximum(union[drawn].sum(1), 1)
+        episodes = np.flatnonzero(classes == class_id)
+        if count := len(episodes):
+            drawn = episodes[generator.integers(count, size=(resamples, count))]
+            totals += iou_percent(inter[drawn].sum(1), union[drawn].sum(1))
     return totals / len(class_ids)
 
 

@@ -1,36 +1,40 @@
-"""Published figures (mIoU in percent), to stand beside ours. None of them was measured by this code."""
+"""Published scores (mIoU in percent), to stand beside ours. None was measured by this code."""
 
 from dataclasses import dataclass
 
 PAPER = "DiffewS paper (arXiv 2410.02369)"
 SANSA = "quoted for DiffewS by SANSA (arXiv 2505.21795)"
-
-
 SETTINGS = ("all", "strict", "in-context")
+FoldScores = tuple[tuple[float, ...], float]  # of each fold, if printed, and the mean as printed
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of a published table: per number of shots the figure of each fold, if printed, and the mean as printed."""
+    """A row of a published table."""
 
     method: str
     benchmark: str
     setting: str  # "strict": novel classes were never seen; "in-context": they were, in training
-    figures: dict[int, tuple[tuple[float, ...], float]]  # shots -> folds, mean
+    scores: dict[int, FoldScores]  # by the number of shots
     source: str
     note: str = ""
 
 
-def _strict(method: str, one: tuple[float, ...], five: tuple[float, ...], note: str = "") -> Published:
-    figures = {1: (one[:4], one[4]), 5: (five[:4], five[4])}
-    return Published(method, "coco20i", "strict", figures, f"{PAPER}, table 2", note)
+def _strict(
+    method: str, one: tuple[float, ...], five: tuple[float, ...], note: str = ""
+) -> Published:
+    """A row of table 2: four folds and their mean, of one shot and of five."""
+    scores = {1: (one[:4], one[4]), 5: (five[:4], five[4])}
+    return Published(method, "coco20i", "strict", scores, f"{PAPER}, table 2", note)
 
 
-def _in_context(method: str, benchmark: str, one: float, few: float | None = None, source: str = "") -> Published:
-    figures: dict[int, tuple[tuple[float, ...], float]] = {1: ((), one)}
-    if few is not None:
-        figures[5] = ((), few)
-    return Published(method, benchmark, "in-context", figures, source or f"{PAPER}, table 1")
+def _in_context(
+    method: str, benchmark: str, one: float, few: float | None = None,
+    source: str = f"{PAPER}, table 1"
+) -> Published:
+    """A row of table 1, or of another source: means alone, of one shot and of five."""
+    scores: dict[int, FoldScores] = {n: ((), x) for n, x in ((1, one), (5, few)) if x is not None}
+    return Published(method, benchmark, "in-context", scores, source)
 
 
 PUBLISHED = [
@@ -42,11 +46,8 @@ PUBLISHED = [
     _strict("HDMNet", (43.8, 55.3, 51.6, 49.4, 50.0), (50.6, 61.6, 55.7, 56.0, 56.0)),
     _strict("DiffewS", (47.7, 56.4, 51.9, 48.7, 51.2), (52.0, 63.0, 54.5, 54.3, 56.0)),
     _strict(
-        "DiffewS-n",
-        (47.1, 56.6, 53.8, 48.3, 52.2),
-        (57.3, 66.5, 60.3, 58.8, 60.7),
-        note="the printed 1-shot mean 52.2 does not follow from its folds, whose mean is 51.45",
-    ),
+        "DiffewS-n", (47.1, 56.6, 53.8, 48.3, 52.2), (57.3, 66.5, 60.3, 58.8, 60.7),
+        "the printed 1-shot mean 52.2 does not follow from its folds, whose mean is 51.45"),
     _in_context("SegGPT", "coco20i", 56.1, 67.9),
     _in_context("Matcher", "coco20i", 52.7, 60.7),
     _in_context("DiffewS", "coco20i", 71.3, 72.2),

@@ -1,6 +1,7 @@
-"""What an evaluation keeps of each episode, and the figures that are computed from it."""
+"""The records of an evaluation, one an episode, and the scores that are computed from them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ import numpy as np
 
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError
-from diffews.evaluation.metrics import Scores, bootstrap_samples, interval, mean_episode_iou
+from diffews.evaluation.metrics import Scores, bootstrap_samples, interval, iou_percent
 from diffews.runtime.files import write_atomic
 
-Record = dict[str, Any]  # {"index", "class_id", "query", "supports", "inter": [bg, fg], "union": [bg, fg]}
+# {"index", "class_id", "query", "supports", "inter": [bg, fg], "union": [bg, fg]}, and what else is
+# asked for: "own_size" and "sweep" hold more of "inter" and "union", "boundary" a pair of counts
+Record = dict[str, Any]
 
 
 class Records:
-    """The lines of episodes.jsonl, in list order. What a killed run left unfinished is cut off when it is opened."""
+    """The lines of episodes.jsonl, in list order.
+
+    What a killed run left unfinished is cut off when the file is opened.
+    """
 
     def __init__(self, path: Path, dataset: EpisodeDataset, batch: int) -> None:
         self.path = path
@@ -27,15 +33,19 @@ class Records:
             del lines[len(lines) // batch * batch :]  # an unfinished group is computed whole again
         if b"".join(lines) != content:
             write_atomic(path, b"".join(lines))
+
         self.records: list[Record] = []
         self.scores = Scores(dataset.class_ids)
-        self._keep([_read_record(line, number, dataset, path) for number, line in enumerate(lines)])
+        self._keep([_read(line, number, dataset, path) for number, line in enumerate(lines)])
 
     def __len__(self) -> int:
         return len(self.records)
 
     def append(self, fresh: list[Record], write: bool) -> None:
-        """Adds the records that are not there yet (a group may have been computed again for its pictures)."""
+        """Adds the records that are not there yet; a group may have come again for its pictures.
+
+        write: also append them to the file, as one of several processes does.
+        """
         fresh = [record for record in fresh if record["index"] >= len(self)]
         if write:
             with self.path.open("ab") as file:
@@ -44,55 +54,69 @@ class Records:
 
     def _keep(self, records: list[Record]) -> None:
         self.records += records
-        for record in records:
-            self.scores.add(record["class_id"], record["inter"], record["union"])
+        add_up(records, self.scores)
+
+
+def add_up(records: Sequence[Record], scores: Scores) -> Scores:
+    """Adds the records' counts to the scores, which it returns."""
+    for record in records:
+        scores.add(record["class_id"], record["inter"], record["union"])
+    return scores
+
+
+def foreground(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the foreground's intersections and unions: two arrays (episodes,)."""
+    inter, union = (
+        np.array([record[part][1] for record in records]) for part in ("inter", "union"))
+    return inter, union
+
+
+def resample(records: Sequence[Record], class_ids: Sequence[int]) -> np.ndarray:
+    """Returns bootstrap samples of the mIoU in percent; see `bootstrap_samples`."""
+    classes = [record["class_id"] for record in records]
+    return bootstrap_samples(classes, class_ids, *foreground(records))
 
 
 def summarize(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
-    """Computes every figure from the records; IoU in percent."""
-    scores = Scores(dataset.class_ids)
-    for record in records:
-        scores.add(record["class_id"], record["inter"], record["union"])
-    inter, union = (np.array([record[part][1] for record in records]) for part in ("inter", "union"))
-    samples = bootstrap_samples([record["class_id"] for record in records], dataset.class_ids, inter, union)
+    """Computes every score from the records; IoU in percent."""
+    scores = add_up(records, Scores(dataset.class_ids))
+    named = {dataset.class_names[class_id]: iou for class_id, iou in scores.per_class().items()}
     return {
         "miou": scores.miou(),
-        "miou_interval": list(interval(samples)),
+        "miou_interval": list(interval(resample(records, dataset.class_ids))),
         "fb_iou": scores.fb_iou(),
-        "mean_episode_iou": mean_episode_iou(inter, union),
-        **_extra_figures(records, dataset),
+        "mean_episode_iou": float(np.mean(iou_percent(*foreground(records)))),
+        **_extra_scores(records, dataset),
         "class_ids": list(dataset.class_ids),
         "classes_drawn": len({record["class_id"] for record in records}),
-        "per_class": {dataset.class_names[class_id]: iou for class_id, iou in scores.per_class().items()},
+        "per_class": named,
         "episodes": len(records),
         "episodes_sha256": dataset.episodes.sha256,
     }
 
 
-def _extra_figures(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
-    """MIoU at the pictures' own size, boundary IoU (mean over classes), and the threshold sweep, if counted."""
-    figures: dict[str, Any] = {}
+def _extra_scores(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
+    """What was counted beside: mIoU at the images' size, of boundaries, at other thresholds."""
+
+    def miou(counts: list[dict[str, list[int]]]) -> float:
+        replaced = [record | count for record, count in zip(records, counts, strict=True)]
+        return add_up(replaced, Scores(dataset.class_ids)).miou()
+
+    extra: dict[str, Any] = {}
     if records and "own_size" in records[0]:
-        figures["miou_own_size"] = _miou(records, dataset, [record["own_size"] for record in records])
+        extra["miou_own_size"] = miou([record["own_size"] for record in records])
         boundaries = [record["boundary"] for record in records]
-        counts = [{"inter": [0, inter], "union": [0, union]} for inter, union in boundaries]
-        figures["boundary_miou"] = _miou(records, dataset, counts)
+        extra["boundary_miou"] = miou(
+            [{"inter": [0, inter], "union": [0, union]} for inter, union in boundaries])
     if records and "sweep" in records[0]:
-        figures["miou_by_threshold"] = {
-            name: _miou(records, dataset, [record["sweep"][name] for record in records])
-            for name in records[0]["sweep"]
-        }
-    return figures
+        extra["miou_by_threshold"] = {
+            name: miou([record["sweep"][name] for record in records])
+            for name in records[0]["sweep"]}
+    return extra
 
 
-def _miou(records: list[Record], dataset: EpisodeDataset, counts: list[dict[str, list[int]]]) -> float:
-    scores = Scores(dataset.class_ids)
-    for record, count in zip(records, counts, strict=True):
-        scores.add(record["class_id"], count["inter"], count["union"])
-    return scores.miou()
-
-
-def _read_record(line: bytes, number: int, dataset: EpisodeDataset, path: Path) -> Record:
+def _read(line: bytes, number: int, dataset: EpisodeDataset, path: Path) -> Record:
+    """Reads a line, which must be the record of the list's episode of this number."""
     try:
         record = json.loads(line)
         names = [record["class_id"], record["query"], record["supports"]]
@@ -102,4 +126,5 @@ def _read_record(line: bytes, number: int, dataset: EpisodeDataset, path: Path) 
             return record
     except (ValueError, KeyError, TypeError, IndexError):
         pass
-    raise InputError(f"{path}: line {number + 1} is no record of this list; remove the file to start again")
+    cure = "remove the file to start again"
+    raise InputError(f"{path}: line {number + 1} is no record of this list; {cure}")

@@ -1,4 +1,4 @@
-"""Tables in the shape of the paper's, from result.json files, beside the published figures."""
+"""Tables in the shape of the paper's: finished evaluations beside the published scores."""
 
 import csv
 import io
@@ -13,14 +13,17 @@ import numpy as np
 
 from diffews.data.registry import BENCHMARKS, load_benchmark
 from diffews.errors import InputError
-from diffews.evaluation.metrics import bootstrap_samples, interval
-from diffews.evaluation.published import PUBLISHED, Published
+from diffews.evaluation.metrics import interval
+from diffews.evaluation.published import PUBLISHED, FoldScores
+from diffews.evaluation.records import Record, resample
 from diffews.runtime.files import read_json
 
 MODEL_KEYS = ("variant", "encoder_sha256", "decoder_sha256", "denoising_steps", "ensemble", "kv_sampling")
 PROTOCOL = ("image_size", "episodes", "threshold", "threshold_rule", "dtype", "list", *MODEL_KEYS)
-BUILT_IN = ("coco20i", "pascal5i", "fss1000")  # benchmarks whose published list is known without data
+BUILT_IN = ("coco20i", "pascal5i", "fss1000")  # whose published list is known without data
 Row = list[str]
+Columns = list[float | None]  # scores of each number of shots: the folds, then their mean
+Measured = tuple[float, np.ndarray]  # a score in percent, and its bootstrap resamples
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,18 @@ class Run:
     miou: float
     fb_iou: float
     class_ids: list[int]
-    queries: list[str]
-    records: list[dict[str, Any]]  # the lines of episodes.jsonl
+    records: list[Record]  # the lines of episodes.jsonl
     result: dict[str, Any]  # result.json as it stands
     samples: np.ndarray  # bootstrap resamples of the mIoU
-    protocol: dict[str, Any]
+    protocol: dict[str, Any]  # in what the runs of one row agree
 
 
 def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
-    """Returns one table for each benchmark that was run: published rows, our rows, and differences to the paper's.
+    """Returns a table for each benchmark: published rows, our rows, their difference to the paper.
 
-    style: "md", "csv" or "latex". setting: which published rows, "strict", "in-context" or "all".
+    folders: of finished evaluations.
+    style: "md", "csv" or "latex".
+    setting: which published rows, "strict", "in-context" or "all".
 
     Raises:
         InputError: for runs that cannot stand in one mean, naming what differs.
@@ -56,53 +60,60 @@ def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
     for run in runs:
         place = (run.method, run.benchmark, run.fold, run.shots)
         if place in taken:
-            raise InputError(f"{run.path} and {taken[place].path} are the same weights, fold and shots; give one")
+            paths = f"{run.path} and {taken[place].path}"
+            raise InputError(f"{paths} are the same weights, fold and shots; give one")
         taken[place] = run
+
     parts = []
     for benchmark in dict.fromkeys(run.benchmark for run in runs):
-        own = [run for run in runs if run.benchmark == benchmark]
-        shots = sorted({run.shots for run in own})
-        folds = max(1, BENCHMARKS[benchmark][2] or max(run.fold for run in own) + 1)
-        header = ["method", *(f"{n}-shot {f}" for n in shots for f in [*(f"F{i}" for i in range(folds)), "mean"])]
-        published = [e for e in PUBLISHED if e.benchmark == benchmark and setting in ("all", e.setting)]
-        rows = [_published_row(entry, shots, folds) for entry in published]
-        for method in dict.fromkeys(run.method for run in own):
-            rows += _own_rows(method, [run for run in own if run.method == method], published, shots, folds)
-        notes = [entry.note for entry in published if entry.note] + [
-            f"ours: {note}" for note in dict.fromkeys(_protocol_note(run) for run in own)
-        ]
-        parts.append(STYLES[style](benchmark, [*header, "source"], rows, notes))
+        shown = [run for run in runs if run.benchmark == benchmark]
+        shots = sorted({run.shots for run in shown})
+        folds = max(1, BENCHMARKS[benchmark][2] or max(run.fold for run in shown) + 1)
+        columns = [*(f"F{fold}" for fold in range(folds)), "mean"]
+        header = ["method", *(f"{n}-shot {column}" for n in shots for column in columns), "source"]
+
+        # published rows first, then a few rows for each weight dir
+        published = [
+            entry for entry in PUBLISHED
+            if entry.benchmark == benchmark and setting in ("all", entry.setting)]
+        rows, theirs = [], {}
+        for entry in published:
+            name = f"{entry.method}, {entry.setting}"
+            theirs[name] = _in_columns(entry.scores, shots, folds)
+            cells = ("" if score is None else f"{score:.1f}" for score in theirs[name])
+            rows.append([name, *cells, entry.source])
+        for method in dict.fromkeys(run.method for run in shown):
+            same = [run for run in shown if run.method == method]
+            rows += _our_rows(method, same, theirs, shots, folds)
+
+        notes = [entry.note for entry in published if entry.note]
+        notes += [f"ours: {note}" for note in dict.fromkeys(map(_protocol_note, shown))]
+        parts.append(STYLES[style](benchmark, header, rows, notes))
     return "\n\n".join(parts)
 
 
 def read_run(folder: Path) -> Run:
-    """Reads result.json and episodes.jsonl of an evaluation."""
+    """Reads result.json and episodes.jsonl of an evaluation.
+
+    Raises:
+        InputError: where there is no finished evaluation.
+
+    """
     result = read_json(folder / "result.json")
+    named = ("benchmark", "fold", "shots", "miou", "fb_iou", "class_ids")
     try:
         lines = (folder / "episodes.jsonl").read_text().splitlines()[: result["episodes"]]
         records = [json.loads(line) for line in lines]
         if len(records) != result["episodes"] or result["benchmark"] not in BENCHMARKS:
             raise ValueError(f"{len(records)} of {result['episodes']} episodes")
-        inter, union = (np.array([record[part][1] for record in records]) for part in ("inter", "union"))
-        samples = bootstrap_samples([r["class_id"] for r in records], result["class_ids"], inter, union)
-        weight = str(result["config"]["weight"])
         return Run(
-            path=folder,
-            method=_method(Path(weight)),
-            benchmark=result["benchmark"],
-            fold=result["fold"],
-            shots=result["shots"],
-            miou=result["miou"],
-            fb_iou=result["fb_iou"],
-            class_ids=result["class_ids"],
-            queries=[record["query"] for record in records],
-            records=records,
-            result=result,
-            samples=samples,
-            protocol={**{key: result[key] for key in PROTOCOL if key in result}, "list": _list_name(result)},
-        )
+            **{name: result[name] for name in named}, path=folder, records=records, result=result,
+            method=_method(Path(str(result["config"]["weight"]))),
+            samples=resample(records, result["class_ids"]),
+            protocol={k: result[k] for k in PROTOCOL if k in result} | {"list": _list_name(result)})
     except (KeyError, OSError, ValueError, IndexError, TypeError) as error:
-        raise InputError(f"{folder} is no finished evaluation ({error!r}); run `diffews eval` into it") from None
+        cure = "run `diffews eval` into it"
+        raise InputError(f"{folder} is no finished evaluation ({error!r}); {cure}") from None
 
 
 def _method(weight: Path) -> str:
@@ -114,91 +125,97 @@ def _method(weight: Path) -> str:
 
 def _list_name(result: dict[str, Any]) -> str:
     """Says whether the run's episodes are the published ones."""
-    benchmark = result["benchmark"]
+    benchmark, config = result["benchmark"], result["config"]
     if benchmark not in BUILT_IN:
         return "from the data folder"
     shown = load_benchmark(benchmark, "", result["fold"], shots=result["shots"], splits="builtin")
-    same = shown.episodes[: result["episodes"]].sha256 == result["episodes_sha256"]
-    made = [f"{k}={v}" for k in ("episodes_file", "drawn_shots") if (v := result["config"].get(k))]
-    return "published" if same else ", ".join(["not the published one", *made])
+    if shown.episodes[: result["episodes"]].sha256 == result["episodes_sha256"]:
+        return "published"
+    made = [f"{k}={config[k]}" for k in ("episodes_file", "drawn_shots") if config.get(k)]
+    return ", ".join(["not the published one", *made])
 
 
-def _own_rows(method: str, runs: list[Run], published: list[Published], shots: list[int], folds: int) -> list[Row]:
+def _our_rows(
+    method: str, runs: list[Run], theirs: dict[str, Columns], shots: list[int], folds: int
+) -> list[Row]:
+    """Returns the row of a weight dir, and its differences to each published row of DiffewS."""
+    first = runs[0]
     for run in runs[1:]:
-        differ = [k for k in PROTOCOL if run.protocol.get(k) != runs[0].protocol.get(k)]
-        if differ:
-            changes = ", ".join(f"{k}: {runs[0].protocol.get(k)} and {run.protocol.get(k)}" for k in differ)
-            raise InputError(f"{runs[0].path} and {run.path} do not go into one table row ({changes})")
-    found = {(run.shots, run.fold): run for run in runs}
-    cells, figures = [], {}
+        pairs = {key: (first.protocol.get(key), run.protocol.get(key)) for key in PROTOCOL}
+        changes = [f"{key}: {a} and {b}" for key, (a, b) in pairs.items() if a != b]
+        if changes:
+            paths = f"{first.path} and {run.path}"
+            raise InputError(f"{paths} do not go into one table row ({', '.join(changes)})")
+
+    # of each number of shots the folds, then their mean, if none of them is missing
+    ours: list[Measured | None] = []
     for count in shots:
-        have = [found.get((count, fold)) for fold in range(folds)]
-        cells += [_with_interval(run.miou, run.samples) if run else "" for run in have]
-        complete = [run for run in have if run is not None]
-        mean = float(np.mean([run.miou for run in complete])) if len(complete) == folds else None
-        cells.append("" if mean is None else _with_interval(mean, np.mean([run.samples for run in complete], axis=0)))
-        figures[count] = ([run.miou if run else None for run in have], mean)
-    rows = [[f"{method} (ours)", *cells, "measured here"]]
-    for entry in published:
-        if not entry.method.startswith("DiffewS"):
-            continue
-        differences: Row = []
-        for count in shots:
-            theirs, their_mean = entry.figures.get(count, ((), None))
-            for fold, value in enumerate(figures[count][0]):
-                differences.append(_difference(value, theirs[fold] if theirs else None))
-            differences.append(_difference(figures[count][1], their_mean))
-        rows.append([f"{method} minus {entry.method}, {entry.setting}", *differences, "difference"])
+        found = {run.fold: (run.miou, run.samples) for run in runs if run.shots == count}
+        ours += [found.get(fold) for fold in range(folds)]
+        mean = None
+        if len(found) == folds:
+            scores, samples = zip(*(found[fold] for fold in range(folds)), strict=True)
+            mean = (float(np.mean(scores)), np.mean(samples, axis=0))
+        ours.append(mean)
+
+    rows = [[f"{method} (ours)", *map(_with_interval, ours), "measured here"]]
+    for name, columns in theirs.items():
+        if name.startswith("DiffewS"):
+            cells = map(_difference, ours, columns)
+            rows.append([f"{method} minus {name}", *cells, "difference"])
     return rows
 
 
-def _published_row(entry: Published, shots: list[int], folds: int) -> Row:
-    cells = [f"{entry.method}, {entry.setting}"]
+def _in_columns(scores: dict[int, FoldScores], shots: list[int], folds: int) -> Columns:
+    """Lays published scores out."""
+    columns: Columns = []
     for count in shots:
-        theirs, mean = entry.figures.get(count, ((), None))
-        cells += [f"{value:.1f}" for value in theirs] or [""] * folds
-        cells.append("" if mean is None else f"{mean:.1f}")
-    return [*cells, entry.source]
+        each, mean = scores.get(count, ((), None))
+        columns += [*(each or [None] * folds), mean]
+    return columns
 
 
-def _with_interval(value: float, samples: np.ndarray) -> str:
-    low, high = interval(samples)
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+def _with_interval(score: Measured | None) -> str:
+    if score is None:
+        return ""
+    low, high = interval(score[1])
+    return f"{score[0]:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _difference(ours: float | None, theirs: float | None) -> str:
-    return "" if ours is None or theirs is None else f"{ours - theirs:+.1f}"
+def _difference(ours: Measured | None, theirs: float | None) -> str:
+    return "" if ours is None or theirs is None else f"{ours[0] - theirs:+.1f}"
 
 
 def _protocol_note(run: Run) -> str:
     protocol = run.protocol
-    settings = f"{protocol.get('episodes')} episodes a fold, image size {protocol.get('image_size')}"
-    quoted = "all other rows are quoted from their source"
-    return f"{settings}, list: {protocol['list']}, 95 % bootstrap intervals over episodes; {quoted}"
+    return (
+        f"{protocol.get('episodes')} episodes a fold, image size {protocol.get('image_size')}, "
+        f"list: {protocol['list']}, 95 % bootstrap intervals over episodes; "
+        "all other rows are quoted from their source")
 
 
 def _markdown(title: str, header: Row, rows: list[Row], notes: list[str]) -> str:
-    lines = [f"### {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+    lines.insert(1, "|" + "---|" * len(header))
+    return "\n".join([f"### {title}", "", *lines, "", *(f"- {note}" for note in notes)])
 
 
 def _csv(title: str, header: Row, rows: list[Row], notes: list[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["benchmark", *header], *([title, *row] for row in rows)])
+    lines = [["benchmark", *header], *([title, *row] for row in rows)]
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue().rstrip("\n")
 
 
 def _latex(title: str, header: Row, rows: list[Row], notes: list[str]) -> str:
-    def line(cells: Row) -> str:
-        return " & ".join(re.sub(r"([&%_#])", r"\\\1", cell) for cell in cells) + r" \\"
-
-    body = "\n".join([line(header), r"\midrule", *(line(row) for row in rows)])
+    head, *body = (
+        " & ".join(re.sub(r"([&%_#])", r"\\\1", cell) for cell in row) + r" \\"
+        for row in (header, *rows))
     columns = "l" + "r" * (len(header) - 2) + "l"
-    notes_line = "\n".join(f"% {note}" for note in notes)
-    return (
-        f"% {title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n{notes_line}"
-    )
+    return "\n".join([
+        f"% {title}", f"\\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body,
+        r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes)])
 
 
-STYLES: dict[str, Callable[[str, Row, list[Row], list[str]], str]] = {"md": _markdown, "csv": _csv, "latex": _latex}
+Style = Callable[[str, Row, list[Row], list[str]], str]  # title, header, rows, notes
+STYLES: dict[str, Style] = {"md": _markdown, "csv": _csv, "latex": _latex}

@@ -1,4 +1,4 @@
-"""Counts of pixels, and the protocol's figures from them."""
+"""Counts of pixels, and the protocol's scores from them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from diffews.evaluation.metrics import (
     boundary_counts,
     intersection_and_union,
     interval,
-    mean_episode_iou,
+    iou_percent,
 )
 
 PREDICTION = np.array([[1, 1, 0], [0, 0, 1]])
@@ -51,9 +51,7 @@ def test_boundary_counts_by_hand(square_mask):
     ring, wider = 8 * 8 - 6 * 6, 8 * 8 - 4 * 4
     assert boundary_counts(mask, mask) == (ring, ring)
     assert boundary_counts(mask, mask, share=2 / 22.6) == (wider, wider)
-    moved = np.roll(
-        mask, 1, axis=1
-    )  # the two rings share the middle of the upper and the lower row
+    moved = np.roll(mask, 1, axis=1)  # the rings share the middle of the upper and the lower row
     assert boundary_counts(moved, mask) == (14, 2 * ring - 14)
 
 
@@ -103,12 +101,16 @@ def test_boundary_counts_are_plain_integers_of_any_type_of_mask(square_mask):
     assert counts == (28, 28) and all(type(count) is int for count in counts)
 
 
-def test_the_mean_over_episodes_weighs_all_alike():
-    assert mean_episode_iou(np.array([10, 0, 0]), np.array([20, 60, 0])) == pytest.approx(50 / 3)
-    assert mean_episode_iou(np.array([7]), np.array([7])) == 100.0
+def test_two_empty_masks_have_iou_0():
+    assert iou_percent(np.array([10, 0, 0, 7]), np.array([20, 60, 0, 7])).tolist() == [
+        50,
+        0,
+        0,
+        100,
+    ]
 
 
-# ---- the protocol's figures ----
+# ---- the protocol's scores ----
 
 
 def test_iou_is_that_of_the_sums_over_a_classs_episodes():
@@ -143,15 +145,12 @@ def test_fb_iou_is_that_of_the_sums_over_all_classes():
 @pytest.mark.parametrize(
     ("name", "fold"), [("eval_coco_fold0_1shot", 0), ("eval_coco_fold3_5shot", 3)]
 )
-def test_the_references_counts_give_the_references_figures(expected, name, fold):
+def test_the_references_counts_give_the_references_scores(expected, name, fold):
     golden = expected(name).json
     scores = Scores(range(fold, 80, 4))
     for episode in golden["episodes"]:
-        scores.add(
-            episode["class_id"],
-            [int(n) for n in episode["inter"]],
-            [int(n) for n in episode["union"]],
-        )
+        inter, union = ([int(n) for n in episode[part]] for part in ("inter", "union"))
+        scores.add(episode["class_id"], inter, union)
     assert scores.miou() == pytest.approx(golden["miou"], abs=1e-4)
     assert scores.fb_iou() == pytest.approx(golden["fb_iou"], abs=1e-4)
 
@@ -162,10 +161,8 @@ def test_equal_episodes_leave_no_doubt():
 
 
 def test_the_interval_of_two_opposite_episodes_spans_all():
-    assert interval(bootstrap_samples([5, 5], [5], np.array([0, 10]), np.array([10, 10]))) == (
-        0.0,
-        100.0,
-    )
+    samples = bootstrap_samples([5, 5], [5], np.array([0, 10]), np.array([10, 10]))
+    assert interval(samples) == (0.0, 100.0)
 
 
 def test_the_interval_holds_the_miou_and_shrinks_with_episodes():
@@ -180,8 +177,7 @@ def test_the_interval_holds_the_miou_and_shrinks_with_episodes():
             scores.add(class_id, [0, i], [0, u])
         low, high = interval(bootstrap_samples(classes, [1, 2], inter, union))
         assert low < scores.miou() < high
-        assert (low, high) == interval(
-            bootstrap_samples(classes, [1, 2], inter, union)
-        )  # drawn from a fixed seed
+        again = interval(bootstrap_samples(classes, [1, 2], inter, union))
+        assert (low, high) == again  # the seed is fixed
         widths.append(high - low)
     assert widths[1] < widths[0] / 2

@@ -65,7 +65,7 @@ def test_table_2_is_the_papers():
     assert [entry.method for entry in own] == [row[0] for row in rows]
     for entry, row in zip(own, rows, strict=True):
         figures = [float(cell) for cell in row[1:]]
-        assert entry.figures == {
+        assert entry.scores == {
             1: (tuple(figures[:4]), figures[4]),
             5: (tuple(figures[5:9]), figures[9]),
         }
@@ -75,15 +75,15 @@ def test_table_2_is_the_papers():
 def test_table_1_is_the_papers():
     own = [e for e in PUBLISHED if e.setting == "in-context" and "table 1" in e.source]
     assert {
-        (e.method, e.benchmark): tuple(mean for _, mean in e.figures.values()) for e in own
+        (e.method, e.benchmark): tuple(mean for _, mean in e.scores.values()) for e in own
     } == PAPER_TABLE_1
-    assert all(tuple(e.figures) == (1, 5) and "2410.02369" in e.source for e in own)
+    assert all(tuple(e.scores) == (1, 5) and "2410.02369" in e.source for e in own)
 
 
 def test_figures_that_a_later_paper_quotes_name_that_paper():
     own = [e for e in PUBLISHED if "2505.21795" in e.source]
     assert {
-        (e.benchmark, e.setting): tuple(mean for _, mean in e.figures.values()) for e in own
+        (e.benchmark, e.setting): tuple(mean for _, mean in e.scores.values()) for e in own
     } == QUOTED_BY_SANSA
     assert {e.method for e in own} == {"DiffewS"}
     assert len(PUBLISHED) == len(own) + len(PAPER_TABLE_1) + 8
@@ -93,7 +93,7 @@ def test_a_printed_mean_that_does_not_follow_from_its_folds_has_a_note():
     off = [
         (e.method, shots)
         for e in PUBLISHED
-        for shots, (folds, mean) in e.figures.items()
+        for shots, (folds, mean) in e.scores.items()
         if folds and abs(np.mean(folds) - mean) > 0.0501
     ]
     assert off == [("DiffewS-n", 1)]
