@@ -1,8 +1,8 @@
-"""Masks at the model's border: mask -> RGB for the VAE, decoded RGB -> mask (protocol: white foreground on black)."""
+"""Masks as people give them, and masks as the decoded picture gives them."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,32 +14,8 @@ if TYPE_CHECKING:
 THRESHOLD_RULES = ("reference", "paper", "absolute")
 
 
-@dataclass(frozen=True)
-class Rendering:
-    """A way to paint a mask as a picture that can be encoded.
-
-    draw: RGB (..., 3, H, W) in 0..255 and mask (..., H, W) in {0, 1}, arrays or tensors -> RGB of whole numbers.
-    pooled: the VAE does not encode the picture; what is read is the share of the mask under each latent.
-    """
-
-    name: str
-    draw: Callable[[Any, Any], Any]
-    pooled: bool = False
-
-    def __call__(self, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Paints uint8 pixels (3, H, W) and a uint8 mask (H, W) -> uint8 (3, H, W)."""
-        return self.draw(rgb.astype(np.int32), mask.astype(np.int32)).astype(np.uint8)
-
-
-def _white_on_black(rgb: Any, mask: Any) -> Any:
-    return rgb * 0 + 255 * mask[..., None, :, :]
-
-
-WHITE_ON_BLACK = Rendering("white_on_black", _white_on_black)  # the released model's, which the VAE sees as {-1, +1}
-
-
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Resizes a mask (H, W) to (size, size) by nearest neighbour, with torch's choice of pixels; the dtype is kept."""
+    """Resizes a mask (H, W) to (size, size), nearest neighbour as in torch; keeps the dtype."""
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(mask))[None, None]
@@ -53,30 +29,34 @@ def binary_mask(mask: np.ndarray, name: str = "mask") -> np.ndarray:
     values = np.unique(mask)
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
         shown = ", ".join(f"{value:g}" for value in values[:5].astype(float))
-        raise InputError(
-            f"{name} holds the values {shown}{', ...' if len(values) > 5 else ''}; give bool, {{0, 1}} or {{0, 255}} "
-            "(JPEG blurs masks: save them as PNG)"
-        )
+        more = ", ..." if len(values) > 5 else ""
+        raise InputError(f"{name} holds the values {shown}{more}; give bool, {{0, 1}} or {{0, 255}} "
+                         "(JPEG blurs masks: save them as PNG)")
     return (mask > 0).astype(np.uint8)
 
 
-def render_masks(masks: "Tensor") -> "Tensor":
-    """Paints masks {0, 1} as the VAE sees them: [B, H, W] -> float32 RGB [B, 3, H, W] in {-1, +1}."""
-    return (masks.float() * 2 - 1)[:, None].repeat(1, 3, 1, 1)
-
-
 def quantize(decoded: "Tensor") -> "Tensor":
-    """Decoded RGB -> uint8, same shape: clipped to [-1, 1], mapped to [0, 255], truncated as the reference does."""
+    """Decoded RGB -> uint8 of the same shape.
+
+    Clipped to [-1, 1], mapped to [0, 255] and truncated, as the reference does.
+    """
     import torch
 
     return ((decoded.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
 
 
 def scores_and_limit(rgb: "Tensor", threshold: float, rule: str) -> "tuple[Tensor, Tensor]":
-    """Scores [B, H, W] in [0, 1] (the mean over RGB) and, per image, the limit [B] that foreground exceeds.
+    """Scores (the mean over RGB) and, per image, the limit that foreground exceeds.
 
-    rgb: float [B, 3, H, W] in [0, 1]. Rules: "reference" = threshold * max over the RGB image (released code);
-    "paper" = threshold * max over the mean image (paper, section 4.4); "absolute" = threshold.
+    Args:
+        rgb: [B, 3, H, W] in [0, 1].
+        threshold: in [0, 1).
+        rule: "reference" = threshold * maximum over the RGB image (released code), "paper" =
+            threshold * maximum over the mean image (section 4.4), "absolute" = threshold.
+
+    Returns:
+        Scores [B, H, W] in [0, 1], and limits [B].
+
     """
     import torch
 
@@ -91,6 +71,46 @@ def above_threshold(rgb: "Tensor", threshold: float, rule: str) -> "Tensor":
     """Foreground of scores [B, 3, H, W] in [0, 1] -> bool [B, H, W]; see `scores_and_limit`."""
     scores, limits = scores_and_limit(rgb, threshold, rule)
     return scores > limits[:, None, None]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What the model says of B queries, at the size (S, S) at which it works.
+
+    Attributes:
+        rgb: the decoded target as scores, [B, 3, S, S] in [0, 1].
+
+    """
+
+    rgb: "Tensor"
+
+    def masks(self, threshold: float, rule: str) -> "Tensor":
+        """Thresholds the scores -> bool [B, S, S]; see `scores_and_limit`."""
+        return above_threshold(self.rgb, threshold, rule)
+
+    def at_sizes(
+        self, shapes: Sequence[tuple[int, int]], threshold: float, rule: str
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Resizes each query's scores to its (height, width) -> mask, bool, and score (h, w).
+
+        The limit is that before the resize.
+        """
+        _, limits = scores_and_limit(self.rgb, threshold, rule)
+        scores = [resize_scores(rgb, shape) for rgb, shape in zip(self.rgb, shapes, strict=True)]
+        return [((score > limit).cpu().numpy(), score.cpu().numpy())
+                for score, limit in zip(scores, limits, strict=True)]
+
+
+def resize_scores(scores: "Tensor", shape: tuple[int, int]) -> "Tensor":
+    """Mean over RGB at another size: [3, H, W] -> [h, w].
+
+    Bilinear, and before the mean, as for the decoded picture.
+    """
+    import torch
+
+    if shape != tuple(scores.shape[1:]):
+        scores = torch.nn.functional.interpolate(scores[None], size=shape, mode="bilinear")[0]
+    return scores.mean(0)
 
 
 def check_threshold(threshold: float, rule: str) -> None:

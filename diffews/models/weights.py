@@ -1,5 +1,6 @@
 """Loads weights, strictly: a tensor too many or too few, another shape or a damaged file is an InputError."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,25 @@ def encode_empty_prompt(base: Path, allow_bin: bool = False) -> dict[str, Tensor
 def save_text(text: dict[str, Tensor], folder: Path) -> None:
     """Writes the empty prompt's embeddings as `text.safetensors`."""
     save_file({key: text[key].contiguous() for key in TEXT_KEYS}, folder / "text.safetensors")
+
+
+def hash_tensors(*modules: torch.nn.Module, text: Tensor) -> str:
+    """Returns the sha256 of the modules' tensors in their precision here, and of the text."""
+    digest = sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            values = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+            digest.update(name.encode() + values.tobytes())
+    digest.update(text.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) -> None:
+    """Raises InputError unless the UNet takes the VAE's latents and the base's text."""
+    for what, takes, makes in (
+        ("latent channels", unet.config.in_channels, vae.config.latent_channels),
+        ("text channels", unet.config.cross_attention_dim, text["eval"].shape[-1]),
+    ):
+        if takes != makes:
+            raise InputError(f"the UNet takes {takes} {what}, the base makes {makes}; "
+                             "weight and base do not belong together")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from diffews.cli.settings import DistillConfig
 from diffews.images.files import find_masks, open_mask
-from diffews.images.masks import render_masks
+from diffews.images.paint import render_masks
 from diffews.models.find import hash_vae, write_record
 from diffews.models.vae import decode_latents, encode_latents
 from diffews.models.weights import load_vae

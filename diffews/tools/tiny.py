@@ -13,8 +13,7 @@ from tqdm import tqdm
 from diffews.cli.settings import TinyBaseConfig
 from diffews.errors import InputError
 from diffews.images.files import list_images, open_mask, open_rgb
-from diffews.images.masks import render_masks
-from diffews.images.tensors import to_pixels
+from diffews.images.paint import render_masks, to_pixels
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import save_text
 from diffews.runtime.device import exact_arithmetic

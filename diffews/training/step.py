@@ -7,22 +7,31 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from diffews.images.tensors import to_pixels
-from diffews.models.find import latent_factor
+from diffews.images.paint import to_pixels
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.variants import Method
-from diffews.variants.injection import pool_mask
 
 
 @dataclass(frozen=True)
 class StepInput:
-    """What one forward pass of training takes; see `Generation.training_pair` for the first three."""
+    """What one forward pass of training takes; see `Generation.training_pair` for the first three.
 
-    query: Tensor  # [B, 4 or 8, h, w]
-    timestep: Tensor  # 0-d or [B]
-    goal: Tensor  # [B, 4, h, w], minus v: for one step, the target's latents
-    images: Tensor  # [B*S, 4, h, w] latents of the supports, or [B*S, 3, S, S] pixels in [-1, 1]
-    drawn: Tensor  # what was drawn of their masks, likewise
+    Attributes:
+        query: [B, 4 or 8, h, w].
+        timestep: 0-d or [B].
+        goal: [B, 4, h, w], minus v: for one step, the target's latents.
+        supports: what the injection encodes of the supports, each latents [B*S, 4, h, w], or
+            pixels [B*S, 3, H, W] in [-1, 1] where the network itself encodes them.
+        masks: the supports' masks [B*S, H, W] in {0, 1}, where the injection reads them.
+        shots: S.
+
+    """
+
+    query: Tensor
+    timestep: Tensor
+    goal: Tensor
+    supports: list[Tensor]
+    masks: Tensor | None
     shots: int
 
 
@@ -36,32 +45,28 @@ class TrainingStep(nn.Module):
         self.register_buffer("text", text, persistent=False)
 
     def forward(self, step: StepInput) -> Tensor:
-        """Mean squared error between the goal and minus the UNet's output (section 4.4; x0 = -v at zero signal).
+        """Mean squared error between the goal and minus the UNet's output (section 4.4).
 
-        Gradients flow through the support pass.
+        Gradients flow through the support pass; at zero signal the clean latent is x0 = -v.
         """
-        interaction, injection = self.method.interaction, self.method.injection
-        images, drawn = step.images, step.drawn
+        interaction, supports = self.method.interaction, step.supports
         if interaction.reads_pixels:
-            images = self.unet.encode_images(images)
-            drawn = pool_mask(drawn, images.shape[-2:]) if injection.drawn.pooled else self.unet.encode_images(drawn)
-        timestep = torch.tensor(TIMESTEP, device=images.device)
-        state = interaction.prepare(self.unet, injection.combine(images, drawn), timestep, self.text, step.shots)
+            supports = [self.unet.encode_images(pixels) for pixels in supports]
+
+        # the support pass is always at the timestep of the one step
+        support = self.method.injection.join(supports, step.masks)
+        timestep = torch.tensor(TIMESTEP, device=step.query.device)
+        state = interaction.prepare(self.unet, support, timestep, self.text, step.shots)
+
         predicted = interaction.segment(self.unet, step.query, step.timestep, self.text, state)
         return F.mse_loss(predicted.float(), step.goal.float())
 
 
 @torch.no_grad()
-def encode_moments(vae: AutoencoderKL, rgb: Tensor, pooled: bool = False) -> Tensor:
-    """Mean and standard deviation of the VAE's posterior: uint8 RGB [3, S, S] -> float32 [2, C, h, w].
+def encode_moments(vae: AutoencoderKL, rgb: Tensor) -> Tensor:
+    """Mean and standard deviation of the VAE's posterior: uint8 RGB [3, S, S] -> [2, C, h, w].
 
-    One picture at a time, so that cached and fresh latents are the same to the bit. pooled: instead of latents the
-    share of a mask under each of them, which `latents` scales back.
+    One picture at a time, so that cached and fresh latents are the same to the bit; float32.
     """
-    pixels = to_pixels(rgb[None].to(vae.device))
-    if pooled:
-        side = rgb.shape[-1] // latent_factor(vae.config.block_out_channels)
-        shares = pool_mask(pixels, (side, side)).expand(-1, vae.config.latent_channels, -1, -1)
-        return torch.cat([shares / vae.config.scaling_factor, torch.zeros_like(shares)])
-    posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+    posterior = vae.encode(to_pixels(rgb[None].to(vae.device)).to(vae.dtype)).latent_dist
     return torch.cat([posterior.mean, posterior.std]).float()

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from diffews.data.episodes import EpisodeDataset
-from diffews.evaluation.evaluate import count_pixels, predict, read_group
+from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores
 from diffews.images.drawing import panel, save_image
 from diffews.pipeline import DiffewsPipeline
@@ -32,10 +32,10 @@ def validate(pipeline: DiffewsPipeline, dataset: EpisodeDataset, shots: int, pic
     scores, panels = Scores(dataset.class_ids), []
     for index in range(len(dataset)):
         group = read_group(dataset, [index])
-        prediction = predict(pipeline, group, shots)[0]
-        scores.add(dataset.episodes[index].class_id, *count_pixels(group, prediction[None])[0])
+        masks = segment_group(pipeline, group, shots).masks(0.25, "reference")
+        scores.add(dataset.episodes[index].class_id, *count_pixels(masks, group)[0].tolist())
         if index < DRAWN:
             supports, query, truth = group.shown(0)
-            panels.append(panel(supports, query, prediction, truth))
+            panels.append(panel(supports, query, masks[0].cpu().numpy(), truth))
     save_image(picture, np.vstack(panels))
     return scores.running_miou()

@@ -1,4 +1,7 @@
-"""The paper's four choices, each one small object that the config names; the defaults are the released model's."""
+"""The paper's four choices, each one small object that the config names.
+
+The defaults are the released model's.
+"""
 
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -13,14 +16,17 @@ if TYPE_CHECKING:
     from diffews.variants.supervision import Supervision
 
 INTERACTIONS = ("kv_fusion", "qkv_fusion", "cross_attention")
-INJECTIONS = ("concatenation", "multiplication_rgb", "multiplication_latent", "attention_mask", "addition")
+INJECTIONS = (
+    *("concatenation", "multiplication_rgb", "multiplication_latent"),
+    *("attention_mask", "addition"),
+)
 SUPERVISIONS = ("white_on_black", "real_foreground", "black_foreground", "mask_over_image")
 GENERATIONS = ("one_step", "multi_step_image_to_mask", "multi_step_noise_to_mask")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One point of the paper's space of designs, as it is written beside the weights (section 4, A.2, A.3)."""
+    """One point of the paper's space of designs, as kept beside weights (section 4, A.2, A.3)."""
 
     interaction: str = "kv_fusion"
     injection: str = "concatenation"
@@ -31,23 +37,21 @@ class Variant:
 
     def __post_init__(self) -> None:
         """Raises InputError for a word that is none of its key's."""
-        for name, words in (
-            ("interaction", INTERACTIONS),
-            ("injection", INJECTIONS),
-            ("supervision", SUPERVISIONS),
-            ("generation", GENERATIONS),
-        ):
+        choices = {"interaction": INTERACTIONS, "injection": INJECTIONS,
+                   "supervision": SUPERVISIONS, "generation": GENERATIONS}
+        for name, words in choices.items():
             value = getattr(self, name)
             if value not in words:
-                raise InputError(f"{name}={value!r} is not one of {', '.join(words)}{nearest(str(value), words)}")
+                known = f"{', '.join(words)}{nearest(str(value), words)}"
+                raise InputError(f"{name}={value!r} is not one of {known}")
+
         if not 0 < self.beta_start <= self.beta_end <= 1:
-            raise InputError(
-                f"beta_start={self.beta_start}, beta_end={self.beta_end}; give 0 < beta_start <= beta_end <= 1"
-            )
+            raise InputError(f"beta_start={self.beta_start}, beta_end={self.beta_end}; "
+                             "give 0 < beta_start <= beta_end <= 1")
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Variant":
-        """Picks the variant's keys out of a config or a record; those that are not there take their default."""
+        """Picks the variant's keys out of a config or a record; the others take their default."""
         names = {item.name for item in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
@@ -66,7 +70,8 @@ class Variant:
             if name not in names:
                 raise InputError(f"unknown key {name!r} in variant{nearest(name, names)}")
             if not isinstance(value, names[name]):
-                raise InputError(f"{name}={value!r} in variant is not of type {names[name].__name__}")
+                kind = names[name].__name__
+                raise InputError(f"{name}={value!r} in variant is not of type {kind}")
         return cls(**(record or {}))
 
     def asdict(self) -> dict[str, Any]:
@@ -81,11 +86,8 @@ class Variant:
         from diffews.variants.supervision import SUPERVISION
 
         return Method(
-            INTERACTION[self.interaction],
-            INJECTION[self.injection],
-            SUPERVISION[self.supervision],
-            make_generation(self.generation, self.beta_start, self.beta_end),
-        )
+            INTERACTION[self.interaction], INJECTION[self.injection], SUPERVISION[self.supervision],
+            make_generation(self.generation, self.beta_start, self.beta_end))
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,10 @@ class Method:
     generation: "Generation"
 
     def freeze_unused(self, unet: "DiffewsUNet") -> None:
-        """Leaves only what the loss reaches to be trained: distributed training needs a gradient for every weight."""
+        """Freezes the stem that the loss does not reach.
+
+        Distributed training needs a gradient for every weight that it trains.
+        """
         used = {"conv_in_ref" if self.generation.doubles_input else "conv_in"}
         if not self.interaction.reads_pixels:
             used.add("conv_in_ref" if self.injection.doubles_input else "conv_in")

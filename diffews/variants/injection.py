@@ -1,92 +1,82 @@
-"""How the support's mask enters (paper, section 4.2 and A.3)."""
+"""How the support's mask enters (paper, section 4.2, A.3): what is encoded, how it is joined."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffews.images.masks import WHITE_ON_BLACK, Rendering
-
-SHARE = Rendering("share", WHITE_ON_BLACK.draw, pooled=True)
+from diffews.images.paint import BLENDED, MASKED, WHITE_ON_BLACK, Rendering
 
 
 @dataclass(frozen=True)
 class Support:
     """What an interaction reads of B*S supports.
 
-    maps: one or two feature maps [B*S, C, h, w], latents or image tokens.
-    visible: [B*S, 1, h, w], 0 where nothing may be read; None where everything may.
+    Attributes:
+        maps: one or two feature maps [B*S, C, h, w], latents or image tokens.
+        visible: [B*S, 1, h, w], 0 where nothing may be read; None where everything may.
+
     """
 
     maps: tuple[Tensor, ...]
     visible: Tensor | None = None
 
 
+@dataclass(frozen=True)
 class Injection:
-    """Concatenation of the image and its mask, both encoded alike; the released model's."""
+    """What is encoded of a support set; the maps are then read side by side.
 
-    drawn: Rendering = WHITE_ON_BLACK  # what is encoded beside the image
-    doubles_input = True  # whether both go into the support pass, eight channels
+    Attributes:
+        encodes_image: whether the plain image is encoded.
+        painted: how the mask is painted for the encoder; None where the mask itself is read.
+        doubles_input: whether image and mask go into the support pass side by side, 8 channels.
 
-    def combine(self, image: Tensor, drawn: Tensor) -> Support:
-        """Joins the image's features and those of what was drawn, each [B*S, C, h, w]."""
-        return Support((image, drawn))
+    """
 
+    encodes_image: bool = True
+    painted: Rendering | None = None
+    doubles_input: bool = False
 
-class MaskedPicture(Injection):
-    """A picture that has the mask in it, alone: 0.5 image + 0.5 mask, or the image black outside the mask."""
+    def encoded(self, pixels: Tensor, masks: Tensor) -> list[Tensor]:
+        """Returns what is encoded of supports [B*S, 3, H, W] in [-1, 1] with masks [B*S, H, W]."""
+        images = [pixels] if self.encodes_image else []
+        return images if self.painted is None else [*images, self.painted.on(pixels, masks)]
 
-    doubles_input = False
+    def join(self, features: Sequence[Tensor], masks: Tensor | None) -> Support:
+        """Joins the features [B*S, C, h, w] of what `encoded` returned.
 
-    def __init__(self, drawn: Rendering) -> None:
-        self.drawn = drawn
-
-    def combine(self, image: Tensor, drawn: Tensor) -> Support:
-        """Leaves the plain image out; that it was encoded for nothing keeps the other injections simple."""
-        return Support((drawn,))
+        masks: [B*S, H, W] in {0, 1}; may be None where the mask is painted.
+        """
+        return Support(tuple(features))
 
 
 class MultiplicationLatent(Injection):
     """The image's features times the share of the mask under each."""
 
-    drawn = SHARE
-    doubles_input = False
-
-    def combine(self, image: Tensor, drawn: Tensor) -> Support:
-        """Multiplies; `drawn` holds the shares, as `pool_mask` gives them."""
-        return Support((image * drawn[:, :1],))
+    def join(self, features: Sequence[Tensor], masks: Tensor | None) -> Support:
+        (image,) = features
+        return Support((image * shares(masks, image),))
 
 
 class AttentionMask(Injection):
-    """The image alone, of which only tokens inside the mask are visible; the mask is resized for every layer."""
+    """The image alone, whose tokens are visible inside the mask only, resized for every layer."""
 
-    drawn = SHARE
-    doubles_input = False
-
-    def combine(self, image: Tensor, drawn: Tensor) -> Support:
-        """Keeps the mask beside the image."""
-        return Support((image,), visible=drawn[:, :1] > 0)
+    def join(self, features: Sequence[Tensor], masks: Tensor | None) -> Support:
+        (image,) = features
+        return Support((image,), visible=shares(masks, image) > 0)
 
 
-def pool_mask(drawn: Tensor, size: Sequence[int]) -> Tensor:
-    """Share of the foreground under each feature: RGB white on black [B, 3, H, W] in [-1, 1] -> [B, 1, h, w]."""
-    return F.adaptive_avg_pool2d((drawn[:, :1] + 1) / 2, (size[0], size[1]))
-
-
-def _masked(rgb: Any, mask: Any) -> Any:
-    return rgb * mask[..., None, :, :]
-
-
-def _blended(rgb: Any, mask: Any) -> Any:
-    return (rgb + 255 * mask[..., None, :, :]) // 2
+def shares(masks: Tensor | None, features: Tensor) -> Tensor:
+    """Share of the foreground under each feature: masks [B, H, W] -> [B, 1, h, w] in [0, 1]."""
+    assert masks is not None
+    return F.adaptive_avg_pool2d(masks[:, None].float(), features.shape[-2:]).to(features)
 
 
 INJECTION: dict[str, Injection] = {
-    "concatenation": Injection(),
-    "multiplication_rgb": MaskedPicture(Rendering("masked", _masked)),
+    "concatenation": Injection(painted=WHITE_ON_BLACK, doubles_input=True),  # the released model's
+    "multiplication_rgb": Injection(encodes_image=False, painted=MASKED),
     "multiplication_latent": MultiplicationLatent(),
     "attention_mask": AttentionMask(),
-    "addition": MaskedPicture(Rendering("blended", _blended)),
+    "addition": Injection(encodes_image=False, painted=BLENDED),
 }
