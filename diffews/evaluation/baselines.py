@@ -1,8 +1,6 @@
 """What puts a model's figures into proportion: masks that no model made, and a model shown the wrong class."""
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,11 @@ from tqdm import tqdm
 from diffews.cli.settings import BaselinesConfig
 from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, decode_sample
 from diffews.errors import InputError
-from diffews.evaluation.evaluate import Group, count_pixels, predict, read_group
+from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores, intersection_and_union
 from diffews.evaluation.tables import read_run
 from diffews.models.find import WeightSource
+from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import memory_advice, pick_device
 from diffews.runtime.files import write_atomic
 from diffews.runtime.loading import open_pipeline, settle_fast
@@ -29,11 +28,8 @@ def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: We
     device = pick_device(config.device)
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
-    predict_masks = functools.partial(
-        predict, pipeline, shots=config.shots, threshold=config.threshold, rule=config.threshold_rule
-    )
     with memory_advice():
-        scores = {**without_model(dataset), **swapped_support(predict_masks, dataset, config.shots)}
+        scores = {**without_model(dataset), **swapped_support(pipeline, dataset, config)}
     rows += [
         {"name": name, "episodes": counted.episodes, "miou": counted.miou(), "fb_iou": counted.fb_iou()}
         for name, counted in scores.items()
@@ -63,14 +59,14 @@ def without_model(dataset: EpisodeDataset) -> dict[str, Scores]:
 
 
 def swapped_support(
-    predict_masks: Callable[[Group], np.ndarray], dataset: EpisodeDataset, shots: int
+    pipeline: DiffewsPipeline, dataset: EpisodeDataset, config: BaselinesConfig
 ) -> dict[str, Scores]:
     """Shows the model supports of another novel class that the query holds too, and scores against both classes.
 
     A model that follows its support loses the original class and finds the support's. Only classes that come up count.
     Empty where no query holds two novel classes.
     """
-    pairs = swap_supports(dataset, shots)
+    pairs = swap_supports(dataset, config.shots)
     if not pairs:
         return {}
     old, new = (
@@ -80,9 +76,10 @@ def swapped_support(
     original, shown = (Scores(sorted({e.class_id for e in d.episodes})) for d in (old, new))
     for index in tqdm(range(len(pairs)), unit="episode", desc="swapped"):
         group = read_group(new, [index])
-        predictions = predict_masks(group)
-        shown.add(new.episodes[index].class_id, *count_pixels(group, predictions)[0])
-        original.add(old.episodes[index].class_id, *count_pixels(read_group(old, [index]), predictions)[0])
+        segmentation = segment_group(pipeline, group, config.shots)
+        masks = segmentation.masks(config.threshold, config.threshold_rule)
+        for scores, data, truth in ((shown, new, group), (original, old, read_group(old, [index]))):
+            scores.add(data.episodes[index].class_id, *count_pixels(masks, truth)[0].tolist())
     return {"swapped support, original class": original, "swapped support, support's class": shown}
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from diffews.cli.settings import EvalConfig, FigureConfig
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError
-from diffews.evaluation.evaluate import ask, count_pixels, make_groups, read_group, run_identity
+from diffews.evaluation.evaluate import run_identity
+from diffews.evaluation.groups import count_pixels, make_groups, read_group, segment_group
 from diffews.evaluation.records import Record
 from diffews.evaluation.tables import Run
 from diffews.images.drawing import BLACK, GREY, Text, figure_tiles, figure_titles, save_figure
@@ -101,12 +102,13 @@ def _predict_again(
             continue
         group = read_group(dataset, indices)
         with memory_advice():
-            predictions = ask(pipeline, group, settings).arrived()[0]
-        for row, counts in enumerate(count_pixels(group, predictions)):
-            index = indices[row]
+            segmentation = segment_group(pipeline, group, settings.shots, settings.kv_sampling)
+            masks = segmentation.masks(settings.threshold, settings.threshold_rule)
+            counted = count_pixels(masks, group).tolist()
+        for row, index in enumerate(dict.fromkeys(indices)):
             if index not in chosen:
                 continue
-            if list(counts) != [run.records[index]["inter"], run.records[index]["union"]]:
+            if counted[row] != [run.records[index]["inter"], run.records[index]["union"]]:
                 now = f"{run.path}: the prediction for episode {index} is no longer the recorded one"
                 raise InputError(f"{now}; pictures, device or versions changed, evaluate again")
-            yield index, group.shown(row), predictions[row]
+            yield index, group.shown(row), masks[row].cpu().numpy()

@@ -181,10 +181,10 @@ def hash_tensors(*modules: torch.nn.Module, text: Tensor) -> str:
 
 def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) -> None:
     """Raises InputError unless the UNet takes the VAE's latents and the base's text."""
-    for what, takes, makes in (
-        ("latent channels", unet.config.in_channels, vae.config.latent_channels),
-        ("text channels", unet.config.cross_attention_dim, text["eval"].shape[-1]),
-    ):
-        if takes != makes:
-            raise InputError(f"the UNet takes {takes} {what}, the base makes {makes}; "
-                             "weight and base do not belong together")
+    latents, makes = unet.config.in_channels, vae.config.latent_channels
+    words, known = unet.config.cross_attention_dim, text["eval"].shape[-1]
+    apart = "weight and base do not belong together"
+    if latents != makes:
+        raise InputError(f"the UNet takes {latents} latent channels, the VAE makes {makes}; {apart}")
+    if words != known:
+        raise InputError(f"the UNet takes text of {words} channels, the base makes {known}; {apart}")

@@ -25,7 +25,7 @@ from diffews.data.episodes import decode_sample
 from diffews.data.latents import LatentCache
 from diffews.data.registry import open_benchmark
 from diffews.data.training import PixelSource, TrainingEpisodes
-from diffews.images.masks import WHITE_ON_BLACK
+from diffews.images.paint import WHITE_ON_BLACK
 from diffews.models.weights import load_vae
 
 pytest_plugins = ("training_fixtures",)

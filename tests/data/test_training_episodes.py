@@ -14,7 +14,7 @@ from diffews.data.episodes import Episode, Sample
 from diffews.data.prefetch import stream
 from diffews.data.registry import open_benchmark
 from diffews.data.training import PixelSource, TrainingEpisodes, picture_order
-from diffews.images.masks import WHITE_ON_BLACK
+from diffews.images.paint import WHITE_ON_BLACK
 
 pytest_plugins = ("training_fixtures",)
 

@@ -1,6 +1,5 @@
 """Baselines: figures of hand-made masks, supports of another novel class, and the table of the command."""
 
-import functools
 import json
 
 import cv2
@@ -8,10 +7,10 @@ import numpy as np
 import pytest
 
 from diffews import load_pipeline
+from diffews.cli.settings import BaselinesConfig
 from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, Sample
 from diffews.data.registry import load_benchmark, open_benchmark
 from diffews.evaluation.baselines import swap_supports, swapped_support, without_model
-from diffews.evaluation.evaluate import predict
 from diffews.evaluation.metrics import intersection_and_union
 
 pytest_plugins = ("training_fixtures",)
@@ -124,7 +123,7 @@ def test_swaps_on_shapes_keep_the_query_and_change_the_class(novel):
 
 def test_a_swapped_prediction_is_scored_against_both_classes(trained, novel):
     pipeline = load_pipeline(trained)
-    scores = swapped_support(functools.partial(predict, pipeline, shots=2), novel, shots=2)
+    scores = swapped_support(pipeline, novel, BaselinesConfig(shots=2))
     pairs = swap_supports(novel, shots=2)
     wanted = {"swapped support, original class": [], "swapped support, support's class": []}
     swapped = EpisodeDataset(novel.benchmark, EpisodeList(new for _, new in pairs), 32)

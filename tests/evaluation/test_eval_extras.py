@@ -17,9 +17,9 @@ from training_runs import make_few_shapes
 from diffews.cli.main import main
 from diffews.cli.settings import CHECKOUT, EvalConfig
 from diffews.data.registry import load_benchmark
-from diffews.evaluation.evaluate import decode, predict, read_group
+from diffews.evaluation.groups import read_group, segment_group
 from diffews.evaluation.metrics import Scores, intersection_and_union
-from diffews.images.tensors import to_pixels
+from diffews.images.paint import to_pixels
 from diffews.runtime.device import CPU_PIXELS, all_cores
 from diffews.runtime.loading import settle_fast
 
@@ -214,7 +214,7 @@ def test_a_picture_that_comes_again_in_a_group_is_encoded_once(pipe, dataset):
         lambda _, pictures, __: seen.append(len(pictures[0]))
     )
     try:
-        together = predict(pipe, group, 1)
+        together = segment_group(pipe, group, 1).masks(0.25, "reference")
     finally:
         hook.remove()
     episodes = [dataset.episodes[index] for index in (0, 1, 2)]
@@ -222,8 +222,8 @@ def test_a_picture_that_comes_again_in_a_group_is_encoded_once(pipe, dataset):
     masks = {(support, e.class_id) for e in episodes for support in e.supports}
     assert seen == [len(pictures) + len(masks)]
     for row, index in enumerate(indices):
-        alone = predict(pipe, read_group(dataset, [index]), 1)[0]
-        assert (together[row] == alone).mean() >= 0.999
+        alone = segment_group(pipe, read_group(dataset, [index]), 1).masks(0.25, "reference")
+        assert (together[row] == alone[0]).float().mean() >= 0.999
 
 
 def test_numbers_of_distinct_pictures_tell_pictures_apart(dataset):
@@ -238,7 +238,7 @@ def test_numbers_of_distinct_pictures_tell_pictures_apart(dataset):
 @torch.no_grad()
 def test_text_keys_change_no_bit(pipe, dataset):
     group = read_group(dataset, [0])
-    got, step, words = decode(pipe, group, 1), torch.tensor(1), pipe.text["eval"]
+    got, step, words = segment_group(pipe, group, 1).rgb, torch.tensor(1), pipe.text["eval"]
     drawn = (group.support_masks.float() * 2 - 1)[:, None].expand(-1, 3, -1, -1)
     latents = torch.cat(
         [pipe.encode_images(to_pixels(group.support_rgb)), pipe.encode_images(drawn)], dim=1

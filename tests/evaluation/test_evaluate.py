@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import diffews
 from diffews.cli.settings import EvalConfig
-from diffews.evaluation.evaluate import make_groups
+from diffews.evaluation.groups import make_groups
 from diffews.evaluation.metrics import Scores
 
 CHECKOUT = Path(diffews.__file__).parent.parent

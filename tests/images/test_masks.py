@@ -9,10 +9,10 @@ from diffews.images.masks import (
     binary_mask,
     check_threshold,
     quantize,
-    render_masks,
     resize_mask,
     scores_and_limit,
 )
+from diffews.images.paint import render_masks
 
 
 def test_a_mask_is_resized_with_torchs_choice_of_pixels():

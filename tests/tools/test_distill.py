@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import diffews
 from diffews import InputError
 from diffews.cli.settings import DistillConfig
-from diffews.images.masks import quantize, render_masks, scores_and_limit
+from diffews.images.masks import quantize, scores_and_limit
+from diffews.images.paint import render_masks
 from diffews.models.find import hash_vae
 from diffews.models.vae import (
     check_small_vae,

@@ -14,7 +14,7 @@ import diffews
 from diffews import DiffewsUNet, load_pipeline
 from diffews.cli.settings import TinyBaseConfig
 from diffews.data.registry import open_benchmark
-from diffews.images.masks import render_masks
+from diffews.images.paint import render_masks
 from diffews.models.weights import load_text, load_vae, start_unet
 from diffews.tools.tiny import load_training_pictures, make_tiny_base
 from diffews.training.step import TrainingStep

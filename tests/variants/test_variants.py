@@ -12,13 +12,18 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from diffews import DiffewsPipeline, InputError
 from diffews.images.masks import THRESHOLD_RULES, quantize, scores_and_limit
-from diffews.images.tensors import from_pixels, to_pixels
+from diffews.images.paint import from_pixels, to_pixels
 from diffews.models.attention import JointPass, SupportBank
 from diffews.models.token_unet import TokenUNet
 from diffews.models.vae import decode_latents
 from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
-from diffews.variants.generation import Generation, ImageToMask, NoiseToMask, multi_resolution_noise
-from diffews.variants.injection import INJECTION, Support, pool_mask
+from diffews.variants.generation import (
+    ImageToMask,
+    NoiseToMask,
+    OneStep,
+    multi_resolution_noise,
+)
+from diffews.variants.injection import INJECTION, Support
 from diffews.variants.interaction import INTERACTION
 from diffews.variants.supervision import SUPERVISION
 
@@ -346,24 +351,48 @@ def test_injections_are_what_the_paper_says():
         "addition": 0.5 * rgb + 0.5 * np.where(inside, 255, 0),
     }
     for name, picture in want.items():
-        assert np.abs(INJECTION[name].drawn(rgb, mask) - picture).max() <= 0.5, name
-    image, shares = randn(2, 4, 3, 3), torch.tensor([0.0, 0.5, 1.0]).expand(2, 4, 3, 3)
-    assert torch.equal(
-        INJECTION["multiplication_latent"].combine(image, shares).maps[0], image * shares
-    )
-    hidden = INJECTION["attention_mask"].combine(image, shares)
-    assert torch.equal(hidden.maps[0], image) and torch.equal(hidden.visible, shares[:, :1] > 0)
-
-
-def test_pooled_masks_are_shares_of_the_foreground():
-    mask = torch.zeros(1, 8, 8)
-    mask[0, :3, :4] = 1
-    drawn = (mask * 2 - 1)[:, None].expand(-1, 3, -1, -1)
-    assert pool_mask(drawn, (2, 2)).tolist() == [[[[0.75, 0.0], [0.0, 0.0]]]]
+        painted = INJECTION[name].painted(rgb, mask)
+        assert np.abs(painted - picture).max() <= 0.5, name
 
 
 @pytest.mark.parametrize(
-    "rendering", [i.drawn for i in INJECTION.values()] + [s.target for s in SUPERVISION.values()]
+    ("name", "encoded"),
+    [
+        ("concatenation", ["image", "painted"]),
+        ("multiplication_rgb", ["painted"]),
+        ("addition", ["painted"]),
+        ("multiplication_latent", ["image"]),
+        ("attention_mask", ["image"]),
+    ],
+)
+def test_an_injection_encodes_what_it_reads_and_nothing_else(name, encoded):
+    pixels = to_pixels(torch.randint(0, 256, (2, 3, 8, 8)))
+    masks = torch.zeros(2, 8, 8)
+    masks[:, 2:5] = 1
+    known = {"image": pixels}
+    if INJECTION[name].painted is not None:
+        rgb, whole = from_pixels(pixels).numpy().astype(np.uint8), masks.numpy().astype(np.uint8)
+        painted = [INJECTION[name].painted(*pair) for pair in zip(rgb, whole, strict=True)]
+        known["painted"] = to_pixels(torch.from_numpy(np.stack(painted)))
+    pictures = INJECTION[name].encoded(pixels, masks)
+    assert len(pictures) == len(encoded)
+    for picture, kind in zip(pictures, encoded, strict=True):
+        assert torch.equal(picture, known[kind])
+
+
+def test_masks_that_are_read_as_they_are_act_by_their_share_under_each_latent():
+    image, masks = randn(1, 4, 2, 2), torch.zeros(1, 8, 8)
+    masks[0, :3, :4] = 1
+    shares = torch.tensor([[[[0.75, 0.0], [0.0, 0.0]]]])
+    times = INJECTION["multiplication_latent"].join([image], masks)
+    assert torch.equal(times.maps[0], image * shares)
+    hidden = INJECTION["attention_mask"].join([image], masks)
+    assert torch.equal(hidden.maps[0], image) and torch.equal(hidden.visible, shares > 0)
+
+
+@pytest.mark.parametrize(
+    "rendering",
+    [i.painted for i in INJECTION.values() if i.painted] + [s.target for s in SUPERVISION.values()],
 )
 def test_arrays_and_tensors_are_painted_alike(rendering):
     """Training paints whole numbers, the pipeline floats."""
@@ -371,8 +400,11 @@ def test_arrays_and_tensors_are_painted_alike(rendering):
     for mask in (np.zeros((16, 16), np.uint8), np.ones((16, 16), np.uint8)):
         pixels = from_pixels(to_pixels(torch.from_numpy(rgb)))
         assert torch.equal(pixels, torch.from_numpy(rgb).float())
-        painted = rendering.draw(pixels, torch.from_numpy(mask).float())
-        assert torch.equal(painted, torch.from_numpy(rendering(rgb, mask)).float())
+        painted = rendering.paint(pixels, torch.from_numpy(mask).float())
+        want = torch.from_numpy(rendering(rgb, mask))
+        assert torch.equal(painted, want.float())
+        on_pixels = rendering.on(to_pixels(torch.from_numpy(rgb))[None], torch.from_numpy(mask)[None])
+        assert torch.equal(on_pixels[0], to_pixels(want))
 
 
 # ---- supervision ----
@@ -394,7 +426,7 @@ def test_a_mask_is_got_back_exactly_from_its_own_picture(name, rule):
     ]
     for rgb, mask in itertools.product(pictures, masks):
         decoded = torch.from_numpy(SUPERVISION[name].target(rgb, mask))[None].float()
-        scores = SUPERVISION[name].recover(decoded, torch.from_numpy(rgb)[None].float())
+        scores = SUPERVISION[name].recover(decoded, to_pixels(torch.from_numpy(rgb))[None])
         assert scores.min() >= 0 and scores.max() <= 1 and scores.shape == (1, 3, 12, 12)
         mean, limit = scores_and_limit(scores, 0.25, rule)
         assert np.array_equal((mean > limit[:, None, None])[0].numpy(), mask)
@@ -405,7 +437,7 @@ def test_half_way_between_both_pictures_is_a_half():
     for name in SUPERVISIONS[1:]:
         supervision = SUPERVISION[name]
         middle = (supervision.foreground(rgb) + supervision.background(rgb)) / 2
-        torch.testing.assert_close(supervision.recover(middle, rgb), torch.full((1, 3, 4, 4), 0.5))
+        torch.testing.assert_close(supervision.recover(middle, to_pixels(rgb)), torch.full((1, 3, 4, 4), 0.5))
 
 
 # ---- generation ----
@@ -457,7 +489,7 @@ def test_sampling_is_ddim_written_by_hand(steps):
 
 
 def test_one_step_without_signal_is_the_released_models_step():
-    one, several = Generation(), ImageToMask(1.0, 1.0)
+    one, several = OneStep(), ImageToMask(1.0, 1.0)
     image, mask = randn(2, 4, 8, 8), randn(2, 4, 8, 8, seed=1)
     calls = []
 
@@ -562,8 +594,10 @@ def test_an_ensemble_is_the_mean_of_its_members_pictures(weight, base, pipe, pic
         bank = several.encode_support(picture(0), square_mask())
         latents = several.encode_images(torch.zeros(1, 3, 64, 64))
 
+        text = several.unet.encode_text(several.text["eval"])
+
         def predict(x, t):
-            return several.method.interaction.segment(several.unet, x, t, several._text(), bank)
+            return several.method.interaction.segment(several.unet, x, t, text, bank)
 
         members = [
             several.method.generation.sample(predict, latents, 2, member) for member in range(3)
@@ -572,7 +606,8 @@ def test_an_ensemble_is_the_mean_of_its_members_pictures(weight, base, pipe, pic
         want = quantize(
             torch.stack([decode_latents(several.vae, member) for member in members]).mean(0)
         )
-        assert torch.equal(several.decode_masks(latents, bank), want)
+        found = several.segment(torch.zeros(1, 3, 64, 64), bank)
+        assert torch.equal(found.rgb, want.float() / 255)
     assert not torch.equal(members[0], members[1])
 
 
