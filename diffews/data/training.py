@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
 from diffews.errors import InputError
-from diffews.images.masks import WHITE_ON_BLACK, Rendering
+from diffews.images.paint import WHITE_ON_BLACK, Rendering
 
 EPISODE_STREAM, SHOTS_STREAM, NOISE_STREAM, GENERATION_STREAM = (
     0,
