@@ -303,11 +303,11 @@ def run_benchmark(config: keys.BenchmarkConfig) -> None:
                 f"weight={config.weight}: made with another variant than the released one, which alone is measured"
             )
 
-    from diffews.tools.timing import benchmark, table
+    from diffews.tools.timing import measure_all, timing_table
 
-    report = benchmark(config, source)
-    print(table(report))
-    print(json.dumps(report))
+    results = measure_all(config, source)
+    print(timing_table(results))
+    print(json.dumps(results))
 
 
 def default_weight(fold: int | None) -> str:

@@ -1,12 +1,13 @@
-"""Latent cache: mean and standard deviation of the VAE's posterior for every picture and mask, written once."""
+"""Latent cache: what the VAE says of every image and painted mask, computed once and kept."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,129 +16,206 @@ from tqdm import tqdm
 
 from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
 from diffews.data.prefetch import stream
-from diffews.data.training import MASKS_ALONE, PictureKey, Renderings, picture_order
+from diffews.data.training import Renderings
 from diffews.errors import InputError
 from diffews.runtime.files import open_run
 
 TODO, DONE, EMPTY = 0, 1, 2  # state of a row; EMPTY: done, and the mask has no pixel
+CHUNK = 1 << 24  # bytes that are written at once
+
+RowKey = tuple[Sample, int | None, str]  # sample, class of the mask or None, name of the rendering
 
 
 class LatentCache:
-    """A folder with latents.npy, float32 [rows, 2, C, h, w] (mean and standard deviation), memory-mapped.
+    """A folder of memory-mapped arrays, which an `EpisodeReader` reads instead of images.
 
-    Rows: every picture of the benchmark's lists, then every (picture, class) mask, painted in each way that is asked
-    for. It takes 8 C h w bytes a row:
-    at 512 pixels 21 to 28 GB for the training lists of one COCO-20i fold, 33 GB for all classes.
+    latents.npy: float32 [rows, 2, C, h, w], mean and standard deviation of the VAE's posterior.
+    masks.npy: uint8 [masks, bytes], the masks themselves, one bit a pixel; only for the injections
+        that read them.
+    state.npy: uint8 [rows], what has been filled.
+
+    Rows: every image of the benchmark's lists, then every (image, class) mask, painted in each way
+    that is asked for. It takes 8 C h w bytes a row: at 512 pixels 21 to 28 GB for the training
+    lists of one COCO-20i fold, 33 GB for all classes.
+
+    Args:
+        folder: of the cache.
+        benchmark: whose lists say what is encoded.
+        image_size: side of the images in pixels.
+        renderings: how masks are painted, and whether they are kept themselves.
+        vae_sha256: hash of the VAE's weights and config.
+        latent: shape (C, h, w) of one latent.
+        dtype: that the VAE computes in.
+
     """
 
     def __init__(
-        self,
-        folder: Path,
-        benchmark: Benchmark,
-        image_size: int,
-        vae_sha256: str,
-        latent: tuple[int, ...],
-        dtype: str = "torch.float32",
-        renderings: Renderings = MASKS_ALONE,
+        self, folder: Path, benchmark: Benchmark, image_size: int, renderings: Renderings,
+        vae_sha256: str, latent: tuple[int, ...], dtype: str = "torch.float32"
     ) -> None:
-        self.folder, self.benchmark, self.image_size, self.renderings = folder, benchmark, image_size, renderings
-        self.painted = {rendering.name: rendering for rendering in (renderings.target, renderings.drawn)}
-        masks = sorted({(s, c) for c, samples in benchmark.images.items() for s in samples}, key=_order)
-        self.keys: list[PictureKey] = [(sample, None, "") for sample in dict.fromkeys(s for s, _ in masks)]
-        self.keys += [(sample, class_id, name) for name in self.painted for sample, class_id in masks]
+        self.folder, self.benchmark, self.image_size = folder, benchmark, image_size
+        self.renderings = renderings
+        paintings = (renderings.target, renderings.painted)
+        self.paintings = {paint.name: paint for paint in paintings if paint is not None}
+
+        # the rows: images, then masks, first those painted as targets
+        masks = sorted({(s, c) for c, samples in benchmark.images.items() for s in samples},
+                       key=_order)
+        images = list(dict.fromkeys(sample for sample, _ in masks))
+        self.keys: list[RowKey] = [(sample, None, "") for sample in images]
+        self.keys += [(sample, c, name) for name in self.paintings for sample, c in masks]
         self.rows = {key: row for row, key in enumerate(self.keys)}
-        self.class_of = dict(reversed(masks))  # any class that a sample has: decoding a picture asks for one
-        self.shape = (len(self.keys), 2, *latent)
-        names = json.dumps([(sample.name, sample.object_id, class_id, name) for sample, class_id, name in self.keys])
+        self.first_mask = len(images)
+        self.class_of = dict(reversed(masks))  # any class of a sample: decoding an image takes one
+
+        # the files; state.npy is made last
+        keeps_masks = renderings.painted is None
+        self.shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "latents": (np.float32, (len(self.keys), 2, *latent))}
+        if keeps_masks:
+            self.shapes["masks"] = np.uint8, (len(masks), math.ceil(image_size**2 / 8))
+        self.shapes["state"] = np.uint8, (len(self.keys),)
+        self._arrays: dict[str, np.memmap] = {}
+
+        names = json.dumps([(s.name, s.object_id, c, name) for s, c, name in self.keys])
         self.identity = {
-            "vae_sha256": vae_sha256,
-            "vae_dtype": dtype,
-            "image_size": image_size,
-            "rows": len(self.keys),
-            "names_sha256": sha256(names.encode()).hexdigest(),
-        }
-        self._latents: np.memmap | None = None
-        self._state: np.memmap | None = None
+            "vae_sha256": vae_sha256, "vae_dtype": dtype, "image_size": image_size,
+            "rows": len(self.keys), "names_sha256": sha256(names.encode()).hexdigest(),
+            **({"masks": len(masks)} if keeps_masks else {})}
 
     @property
     def nbytes(self) -> int:
-        """Size of the cache on disk."""
-        return int(np.prod(self.shape)) * 4
+        """Size of latents and masks on disk."""
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize
+                   for name, (dtype, shape) in self.shapes.items() if name != "state")
 
     def prepare(self) -> None:
-        """Makes the folder, or checks that it is a cache of this VAE, image size and lists. One process calls it.
+        """Makes the folder, or checks that it is this cache's. One process calls it.
 
         Raises:
-            InputError: for a cache of something else, or a disk without the space.
+            InputError: for a cache of another VAE, image size or lists, or a disk without the
+                space.
 
         """
         open_run(self.folder, self.identity)
-        if not (self.folder / "state.npy").is_file():
-            free = shutil.disk_usage(self.folder).free
-            if free < self.nbytes:
-                raise InputError(
-                    f"cache={self.folder} takes {self.nbytes / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB"
-                )
-            np.lib.format.open_memmap(self.folder / "latents.npy", "w+", np.float32, self.shape).flush()
-            with (self.folder / "latents.npy").open("r+b") as file:  # else a disk that fills later kills the process
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-            np.lib.format.open_memmap(self.folder / "state.npy", "w+", np.uint8, (len(self.keys),)).flush()
+        if (self.folder / "state.npy").is_file():
+            return
 
-    def open(self, mode: Literal["r", "r+"] = "r") -> None:
-        """Maps the files into memory."""
-        for name in ("latents.npy", "state.npy"):
+        free = shutil.disk_usage(self.folder).free
+        if free < self.nbytes:
+            raise InputError(f"cache={self.folder} takes {self.nbytes / 1e9:.1f} GB "
+                             f"and the disk has {free / 1e9:.1f} GB")
+        for name, (dtype, shape) in self.shapes.items():
+            file = self.folder / f"{name}.npy"
+            array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+            array.flush()
+            _reserve(file, array.offset, array.nbytes)
+
+    def open(self, mode: Any = "r") -> dict[str, np.memmap]:
+        """Maps the files into memory, to be read ("r") or filled ("r+").
+
+        Raises:
+            InputError: for a file that was cut short.
+
+        """
+        arrays = {}
+        for name in self.shapes:
+            file = self.folder / f"{name}.npy"
             try:  # reading first: for writing, numpy would lengthen a file that was cut with zeros
-                np.load(self.folder / name, mmap_mode="r")
+                np.load(file, mmap_mode="r")
             except (ValueError, OSError, EOFError):
-                raise InputError(
-                    f"{self.folder / name} was cut short; remove {self.folder} to fill it again"
-                ) from None
-        self._latents = np.load(self.folder / "latents.npy", mmap_mode=mode)
-        self._state = np.load(self.folder / "state.npy", mmap_mode=mode)
+                cure = f"remove {self.folder} to fill it again"
+                raise InputError(f"{file} was cut short; {cure}") from None
+            arrays[name] = np.load(file, mmap_mode=mode)
+        return arrays
 
     def fill(
-        self, encode: Callable[[Tensor, bool], Tensor], workers: int, process: int = 0, processes: int = 1
+        self, encode: Callable[[Tensor], Tensor], workers: int, process: int = 0, processes: int = 1
     ) -> None:
-        """Encodes what is missing, every `processes`-th row; an interrupted fill goes on where it stopped.
+        """Encodes what is missing; an interrupted fill goes on where it stopped.
 
-        encode: uint8 RGB [3, S, S] and whether it is a pooled rendering -> moments [2, C, h, w].
+        Args:
+            encode: uint8 RGB [3, S, S] -> moments [2, C, h, w].
+            workers: processes that read images.
+            process, processes: this one fills every `processes`-th row, from `process` on.
+
         """
-        self.open("r+")
-        assert self._latents is not None and self._state is not None
-        own = range(process, len(self.keys), processes)  # by row, not by what is left: others fill at the same time
-        missing = [row for row in own if self._state[row] == TODO]
+        # by row, not by what is left: others fill at the same time
+        arrays, share = self.open("r+"), range(process, len(self.keys), processes)
+        missing = [row for row in share if arrays["state"][row] == TODO]
         if not missing:
             return
+
         with tqdm(total=len(missing), unit="latent", disable=process > 0, desc="cache") as bar:
-            for row, pixels, empty in stream(self._read_row, missing, workers):
-                name = self.keys[row][2]
-                self._latents[row] = encode(pixels, bool(name) and self.painted[name].pooled).cpu().numpy()
-                self._state[row] = EMPTY if empty else DONE  # after the latents, so that a kill leaves it to do
+            for row, pixels, mask in stream(self._read_row, missing, workers):
+                arrays["latents"][row] = encode(pixels).cpu().numpy()
+                if mask is not None and "masks" in arrays:
+                    arrays["masks"][row - self.first_mask] = np.packbits(mask)
+                # last, so that a kill leaves the row to do
+                arrays["state"][row] = DONE if mask is None or mask.any() else EMPTY
                 bar.update()
-        self._latents.flush()
-        self._state.flush()
+        for array in arrays.values():
+            array.flush()
 
-    def read(self, episode: Episode) -> Tensor | None:
-        """Returns moments float32 [P, 2, C, h, w]; see `diffews.data.training.Source`."""
-        if self._latents is None or self._state is None:
-            self.open()
-        assert self._latents is not None and self._state is not None
-        rows = [self.rows[key] for key in picture_order(episode, self.renderings)]
-        if (self._state[rows] == TODO).any():
-            raise InputError(f"cache={self.folder} is not complete; run the same command again to fill it")
-        if (self._state[rows] == EMPTY).any():
-            return None
-        return torch.from_numpy(self._latents[rows])
-
-    def _read_row(self, row: int) -> tuple[int, Tensor, bool]:
+    def _read_row(self, row: int) -> tuple[int, Tensor, np.ndarray | None]:
+        """Reads what a row encodes: its number, RGB [3, S, S], and of a mask the mask [S, S]."""
         sample, class_id, name = self.keys[row]
-        wanted = self.class_of[sample] if class_id is None else class_id
-        rgb, mask, _ = decode_sample(self.benchmark, sample, wanted, self.image_size)
+        any_class = self.class_of[sample] if class_id is None else class_id
+        rgb, mask, _ = decode_sample(self.benchmark, sample, any_class, self.image_size)
         if class_id is None:
-            return row, torch.from_numpy(rgb), False
-        return row, torch.from_numpy(self.painted[name](rgb, mask)), not mask.any()
+            return row, torch.from_numpy(rgb), None
+        return row, torch.from_numpy(self.paintings[name](rgb, mask)), mask
+
+    def read(self, episode: Episode) -> dict[str, Tensor] | None:
+        """Returns an episode's part of a `TrainingBatch`; None if a mask is empty.
+
+        Raises:
+            InputError: for a cache that is not filled.
+
+        """
+        arrays = self._arrays = self._arrays or self.open()
+        target, painted = self.renderings.target, self.renderings.painted
+
+        # the rows of query and supports: as images, as targets, as the injection's paintings
+        samples, class_id = (episode.query, *episode.supports), episode.class_id
+        images = [self.rows[sample, None, ""] for sample in samples]
+        masks = [self.rows[sample, class_id, target.name] for sample in samples]
+        marks = [self.rows[s, class_id, painted.name] for s in samples[1:]] if painted else []
+
+        state = arrays["state"][[*images, *masks, *marks]]
+        if (state == TODO).any():
+            cure = "run the same command again to fill it"
+            raise InputError(f"cache={self.folder} is not complete; {cure}")
+        if (state == EMPTY).any():
+            return None
+
+        latents, side = arrays["latents"], self.image_size
+        fields = {"query": latents[images[0]], "target": latents[masks[0]]}
+        if self.renderings.images:
+            fields["supports"] = latents[images[1:]]
+        if painted is None:
+            packed = arrays["masks"][[row - self.first_mask for row in masks[1:]]]
+            bits = np.unpackbits(packed, axis=1, count=side**2)
+            fields["masks"] = bits.reshape(-1, side, side)  # [S, bytes] -> [S, H, W]
+        else:
+            fields["painted"] = latents[marks]
+        return {name: torch.from_numpy(np.array(rows)) for name, rows in fields.items()}
 
 
 def _order(mask: tuple[Sample, int]) -> tuple[str, int, int]:
     sample, class_id = mask
     return sample.name, -1 if sample.object_id is None else sample.object_id, class_id
+
+
+def _reserve(file: Path, start: int, size: int) -> None:
+    """Takes a file's space now: a disk that is full when a mapped file is written kills.
+
+    start, size: bytes of the array in the file, which holds zeros.
+    """
+    with file.open("r+b") as opened:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, start + size)
+            return
+        opened.seek(start)  # macOS
+        for place in range(0, size, CHUNK):
+            opened.write(bytes(min(CHUNK, size - place)))

@@ -1,4 +1,4 @@
-"""Training episodes: episode i is a function of (seed, i) alone, whatever the workers, ranks and restarts."""
+"""Training episodes: episode i is a function of (seed, i), whatever workers, ranks and restarts."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,65 +11,111 @@ from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
 from diffews.errors import InputError
 from diffews.images.paint import WHITE_ON_BLACK, Rendering
 
-EPISODE_STREAM, SHOTS_STREAM, NOISE_STREAM, GENERATION_STREAM = (
-    0,
-    1,
-    2,
-    3,
-)  # second word of the seeds, so that streams never meet
+# second word of the seeds, so that streams never meet
+EPISODE_STREAM, SHOTS_STREAM, NOISE_STREAM, GENERATION_STREAM = range(4)
 MOST_ATTEMPTS = 100
-
-
-class Source(Protocol):
-    """Where an episode's pictures come from: decoded pixels, or cached latents."""
-
-    def read(self, episode: Episode) -> Tensor | None:
-        """Returns the pictures in the order of `picture_order`, or None if one of the masks is empty."""
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Episodes that are trained on together; P = 2 + 2 n pictures each, in the order of `picture_order`."""
-
-    episodes: list[Episode]
-    indices: list[int]
-    shots: int
-    pictures: Tensor  # uint8 pixels [B, P, 3, S, S], or float32 moments of the VAE's posterior [B, P, 2, 4, h, w]
 
 
 @dataclass(frozen=True)
 class Renderings:
-    """How an episode's masks are painted: the query's, which is the target, and the supports', which are drawn."""
+    """What of an episode is encoded beside its query; the defaults are the released model's.
+
+    Attributes:
+        target: how the query's mask is painted, as the supervision says.
+        painted: how the supports' masks are painted; None where the injection reads the masks.
+        images: whether the supports' plain images are encoded.
+
+    """
 
     target: Rendering = WHITE_ON_BLACK
-    drawn: Rendering = WHITE_ON_BLACK
+    painted: Rendering | None = WHITE_ON_BLACK
+    images: bool = True
 
 
-MASKS_ALONE = Renderings()  # of the released model
-PictureKey = tuple[Sample, int | None, str]  # sample, class of the mask or None, name of the rendering or ""
+@dataclass(frozen=True)
+class TrainingBatch:
+    """B episodes of S supports that are trained on together.
+
+    Images are uint8 pixels [..., 3, H, W], or float32 moments of the VAE's posterior
+    [..., 2, 4, h, w] from the latent cache.
+
+    Attributes:
+        episodes, indices: the B episodes, and their places in the stream of episodes.
+        shots: S.
+        query, target: [B, ...], the query and its painted mask.
+        supports, painted: [B, S, ...], the supports and their painted masks; None where the
+            injection does not encode them.
+        masks: [B, S, H, W] uint8 in {0, 1}, where the injection reads the supports' masks.
+
+    """
+
+    episodes: list[Episode]
+    indices: list[int]
+    shots: int
+    query: Tensor
+    target: Tensor
+    supports: Tensor | None = None
+    painted: Tensor | None = None
+    masks: Tensor | None = None
 
 
-def picture_order(episode: Episode, renderings: Renderings = MASKS_ALONE) -> list[PictureKey]:
-    """Returns query, query mask, supports, support masks."""
-    samples, c = episode.supports, episode.class_id
-    masks: list[PictureKey] = [(s, c, renderings.drawn.name) for s in samples]
-    images: list[PictureKey] = [(s, None, "") for s in samples]
-    return [(episode.query, None, ""), (episode.query, c, renderings.target.name), *images, *masks]
+class EpisodeReader(Protocol):
+    """Where an episode's images come from: decoded pixels, or cached latents."""
+
+    def read(self, episode: Episode) -> dict[str, Tensor] | None:
+        """Returns one episode's part of a `TrainingBatch` by field; None if a mask is empty."""
+
+
+class PixelReader:
+    """Decodes an episode's images and paints its masks as RGB, so that all are encoded alike."""
+
+    def __init__(self, benchmark: Benchmark, image_size: int, renderings: Renderings) -> None:
+        self.benchmark, self.image_size, self.renderings = benchmark, image_size, renderings
+
+    def read(self, episode: Episode) -> dict[str, Tensor] | None:
+        decoded = [decode_sample(self.benchmark, sample, episode.class_id, self.image_size)
+                   for sample in (episode.query, *episode.supports)]
+        if not all(mask.any() for _, mask, _ in decoded):
+            return None
+        (query, query_mask, _), *supports = decoded
+
+        # the query and its target, and of the supports what the injection takes
+        target, painted = self.renderings.target, self.renderings.painted
+        fields = {"query": query, "target": target(query, query_mask)}
+        if self.renderings.images:
+            fields["supports"] = np.stack([rgb for rgb, _, _ in supports])
+        if painted is None:
+            fields["masks"] = np.stack([mask for _, mask, _ in supports])
+        else:
+            fields["painted"] = np.stack([painted(rgb, mask) for rgb, mask, _ in supports])
+        return {name: torch.from_numpy(array) for name, array in fields.items()}
 
 
 class TrainingEpisodes:
     """Draws episodes of the training classes.
 
-    pairs: episodes 2k and 2k + 1 share their query picture and ask for two of its classes, with supports of their own.
+    Args:
+        benchmark: the training lists.
+        seed: of everything that is drawn.
+        pairs: episodes 2k and 2k + 1 share their query and ask for two of its classes, with
+            supports of their own.
+
+    Raises:
+        InputError: if no class has two images.
+
     """
 
     def __init__(self, benchmark: Benchmark, seed: int, pairs: bool = False) -> None:
         self.seed, self.pairs = seed, pairs
-        self.images = {c: samples for c, samples in benchmark.images.items() if len(set(samples)) > 1}
+        self.images = {c: samples for c, samples in benchmark.images.items()
+                       if len(set(samples)) > 1}
         self.skipped = sorted(set(benchmark.class_ids) - set(self.images))
         if not self.images:
-            raise InputError("no training class has two pictures; an episode needs a query and a support")
+            raise InputError("no training class has two pictures; "
+                             "an episode needs a query and a support")
         self.class_ids = sorted(self.images)
+
+        # a mix draws its benchmark first, by weight
         groups = [(w, [c for c in ids if c in self.images]) for w, ids in benchmark.groups]
         self.groups = [(weight, ids) for weight, ids in groups if ids]
         self.classes_of: dict[Sample, list[int]] = {}
@@ -79,24 +125,29 @@ class TrainingEpisodes:
 
     def shots(self, micro_step: int, most: int) -> int:
         """Returns the number of supports, 1 .. most, of every episode of a micro-step."""
-        return int(np.random.default_rng([self.seed, SHOTS_STREAM, micro_step]).integers(1, most + 1))
+        return int(self._generator(SHOTS_STREAM, micro_step).integers(1, most + 1))
 
     def draw(self, index: int, shots: int, attempt: int = 0) -> Episode:
         """Draws episode `index`; a higher attempt gives another one in its place."""
         leader = index // 2 if self.pairs else index
-        draws = np.random.default_rng([self.seed, EPISODE_STREAM, leader, attempt])
+        draws = self._generator(EPISODE_STREAM, leader, attempt)
+
+        # class and query, which the two of a pair have in common
         classes = self.class_ids
         if len(self.groups) > 1:
             weights = np.array([weight for weight, _ in self.groups])
-            classes = self.groups[draws.choice(len(self.groups), p=weights / weights.sum())][1]
+            group = draws.choice(len(self.groups), p=weights / weights.sum())
+            classes = self.groups[group][1]
         class_id = classes[draws.integers(len(classes))]
         query = self.images[class_id][draws.integers(len(self.images[class_id]))]
+
+        # the second of a pair asks for another class of the query, if it has one
         if self.pairs and index % 2:
             others = [c for c in self.classes_of[query] if c != class_id]
             class_id = others[draws.integers(len(others))] if others else class_id
-            draws = np.random.default_rng([self.seed, EPISODE_STREAM, leader, attempt, 1])
-        images = self.images[class_id]
-        supports: list[Sample] = []
+            draws = self._generator(EPISODE_STREAM, leader, attempt, 1)
+
+        images, supports = self.images[class_id], list[Sample]()
         while len(supports) < shots:
             support = images[draws.integers(len(images))]
             if support != query:
@@ -105,34 +156,49 @@ class TrainingEpisodes:
 
     def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
         """Returns episode `index`'s Gaussian noise for the VAE's posterior, float32."""
-        draws = np.random.default_rng([self.seed, NOISE_STREAM, index])
+        draws = self._generator(NOISE_STREAM, index)
         return torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
 
     def generation_draws(self, index: int) -> np.random.Generator:
         """Returns the generator of episode `index`'s timestep and diffusion noise."""
-        return np.random.default_rng([self.seed, GENERATION_STREAM, index])
+        return self._generator(GENERATION_STREAM, index)
 
-    def batch(self, source: Source, indices: list[int], shots: int) -> TrainingBatch:
-        """Reads a batch; an episode with an empty mask is drawn again."""
-        drawn = [self._read(source, index, shots) for index in indices]
-        pictures = torch.stack([pictures for _, pictures in drawn])
-        return TrainingBatch([episode for episode, _ in drawn], indices, shots, pictures)
+    def batch(self, reader: EpisodeReader, indices: list[int], shots: int) -> TrainingBatch:
+        """Reads a batch; an episode with an empty mask is drawn again.
 
-    def _read(self, source: Source, index: int, shots: int) -> tuple[Episode, Tensor]:
-        for attempt in range(MOST_ATTEMPTS):
-            episode = self.draw(index, shots, attempt)
-            pictures = source.read(episode)
-            if pictures is not None:
-                return episode, pictures
-        raise InputError(f"{MOST_ATTEMPTS} episodes in a row have an empty mask at this image size; use a larger one")
+        Raises:
+            InputError: if an index gives an empty mask `MOST_ATTEMPTS` times.
+
+        """
+        episodes, read = [], []
+        for index in indices:
+            for attempt in range(MOST_ATTEMPTS):
+                episode = self.draw(index, shots, attempt)
+                fields = reader.read(episode)
+                if fields is not None:
+                    break
+            else:
+                raise InputError(f"{MOST_ATTEMPTS} episodes in a row have an empty mask at this "
+                                 "image size; use a larger one")
+            episodes.append(episode)
+            read.append(fields)
+
+        stacked = {name: torch.stack([fields[name] for fields in read]) for name in read[0]}
+        return TrainingBatch(episodes, indices, shots, **stacked)
+
+    def _generator(self, *words: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *words])
 
 
 @dataclass(frozen=True)
 class BatchReader:
-    """Reads the batches of one process; a micro-step is `processes` times `batch` neighbouring indices, shared out."""
+    """Reads the batches of one process.
+
+    A micro-step is `processes` times `batch` neighbouring indices, shared out.
+    """
 
     episodes: TrainingEpisodes
-    source: Source
+    reader: EpisodeReader
     batch: int
     most_shots: int
     process: int = 0
@@ -142,22 +208,4 @@ class BatchReader:
         """Reads this process's episodes of a micro-step."""
         first = (micro_step * self.processes + self.process) * self.batch
         shots = self.episodes.shots(micro_step, self.most_shots)
-        return self.episodes.batch(self.source, list(range(first, first + self.batch)), shots)
-
-
-class PixelSource:
-    """Decodes an episode's pictures and paints its masks as RGB, so that all are encoded alike."""
-
-    def __init__(self, benchmark: Benchmark, image_size: int, renderings: Renderings = MASKS_ALONE) -> None:
-        self.benchmark, self.image_size, self.renderings = benchmark, image_size, renderings
-
-    def read(self, episode: Episode) -> Tensor | None:
-        """Returns uint8 [P, 3, S, S]; see `Source`."""
-        decoded = [decode_sample(self.benchmark, s, episode.class_id, self.image_size)
-                   for s in (episode.query, *episode.supports)]  # fmt: skip
-        if not all(mask.any() for _, mask, _ in decoded):
-            return None
-        (query, query_mask, _), *supports = decoded
-        target = self.renderings.target(query, query_mask)
-        drawn = [self.renderings.drawn(rgb, mask) for rgb, mask, _ in supports]
-        return torch.from_numpy(np.stack([query, target, *(rgb for rgb, _, _ in supports), *drawn]))
+        return self.episodes.batch(self.reader, list(range(first, first + self.batch)), shots)

@@ -1,4 +1,4 @@
-"""Training checkpoints: complete or not there at all; weights in safetensors, the rest as tensors and numbers."""
+"""Training checkpoints, complete or not there: weights in safetensors, the rest as plain values."""
 
 import re
 import shutil
@@ -16,9 +16,20 @@ STATE_FILE = "training.pt"
 
 
 def save_checkpoint(
-    out: Path, step: int, unet: DiffewsUNet, state: dict[str, Any], record: dict[str, Any], keep: int
+    out: Path, step: int, unet: DiffewsUNet, state: dict[str, Any], record: dict[str, Any],
+    keep: int,
 ) -> None:
-    """Writes out/checkpoint-<step>/, a weight dir with training.pt in it, and removes all but the last `keep`."""
+    """Writes out/checkpoint-<step>/, a weight dir with training.pt in it.
+
+    Args:
+        out: the run's folder.
+        step: optimizer steps so far.
+        unet: as it is published.
+        state: tensors and plain values that a resumed run needs.
+        record: what is kept beside weights.
+        keep: so many checkpoints are left, the last ones.
+
+    """
     folder = out / f"checkpoint-{step}"
     if not folder.exists():
         with new_folder(folder) as partial:
@@ -38,7 +49,7 @@ def _save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def save_weight_dir(out: Path, unet: DiffewsUNet, record: dict[str, Any]) -> None:
-    """Writes out/unet/unet/, the layout of the released weights, and what was recorded in training."""
+    """Writes out/unet/unet/, the layout of the released weights, and the record beside it."""
     write_record(out, out, record)
     if not (out / "unet").exists():
         with new_folder(out / "unet") as partial:
@@ -46,17 +57,23 @@ def save_weight_dir(out: Path, unet: DiffewsUNet, record: dict[str, Any]) -> Non
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Reads a checkpoint's training.pt; tensors and plain values only."""
+    """Reads a checkpoint's training.pt; tensors and plain values only.
+
+    Raises:
+        InputError: for a damaged file.
+
+    """
     file = folder / STATE_FILE
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = first_line(error)
-        raise InputError(f"{file} cannot be read ({reason}); remove {folder} to go on from an earlier one") from None
+        raise InputError(f"{file} cannot be read ({first_line(error)}); "
+                         f"remove {folder} to go on from an earlier one") from None
 
 
 def list_checkpoints(out: Path) -> list[Path]:
     """Returns the complete checkpoints, oldest first."""
-    found = [path for path in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    complete = [path for path in found if (path / STATE_FILE).is_file()]
-    return sorted(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    steps = {int(folder.name.removeprefix("checkpoint-")): folder
+             for folder in out.glob("checkpoint-*")
+             if re.fullmatch(r"checkpoint-\d+", folder.name) and (folder / STATE_FILE).is_file()}
+    return [folder for _, folder in sorted(steps.items())]

@@ -1,12 +1,16 @@
 """One step of training: what the network is shown, and the loss."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from diffews.data.training import TrainingBatch
 from diffews.images.paint import to_pixels
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.variants import Method
@@ -62,11 +66,54 @@ class TrainingStep(nn.Module):
         return F.mse_loss(predicted.float(), step.goal.float())
 
 
+def encode_batch(
+    batch: TrainingBatch, vae: AutoencoderKL, method: Method, draws: Sequence[np.random.Generator],
+    noise: Tensor | None,
+) -> StepInput:
+    """Encodes a batch, and draws the timesteps and noise of its generation.
+
+    Args:
+        batch: B episodes of S supports.
+        vae: frozen; it encodes where the injection's images go to the VAE.
+        method: the variant's four objects.
+        draws: a generator for each episode, which the generation takes.
+        noise: of the posteriors of query, target, supports and painted masks, in this order,
+            whichever of them are encoded: [B, 2 + 2*S, 4, h, w]. None takes the means.
+
+    """
+    sizes = [1, 1, batch.shots, batch.shots]
+    parts: Sequence[Any] = [None] * 4 if noise is None else noise.split(sizes, dim=1)
+    query = _sample_latents(vae, batch.query[:, None], parts[0])  # [B, 4, h, w]
+    target = _sample_latents(vae, batch.target[:, None], parts[1])
+    pair = method.generation.training_pair(query, target, draws)
+
+    # what the injection encodes of the supports: latents, or pixels for the network's own encoder
+    supports = []
+    for images, part in ((batch.supports, parts[2]), (batch.painted, parts[3])):
+        if images is not None and method.interaction.reads_pixels:
+            supports.append(to_pixels(images.flatten(0, 1).to(vae.device)))  # [B*S, 3, H, W]
+        elif images is not None:
+            supports.append(_sample_latents(vae, images, part))  # [B*S, 4, h, w]
+    masks = None if batch.masks is None else batch.masks.flatten(0, 1).to(vae.device)
+    return StepInput(*pair, supports, masks, batch.shots)
+
+
+def _sample_latents(vae: AutoencoderKL, images: Tensor, noise: Tensor | None) -> Tensor:
+    """Scaled latents of pixels [B, N, 3, H, W] or moments [B, N, 2, 4, h, w] -> [B*N, 4, h, w]."""
+    images = images.flatten(0, 1)
+    if images.dtype == torch.uint8:
+        images = torch.stack([encode_moments(vae, rgb) for rgb in images])  # [B*N, 2, 4, h, w]
+    latents, deviation = images.to(vae.device).unbind(1)
+    if noise is not None:
+        latents = latents + deviation * noise.flatten(0, 1).to(vae.device)
+    return latents * vae.config.scaling_factor
+
+
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, rgb: Tensor) -> Tensor:
     """Mean and standard deviation of the VAE's posterior: uint8 RGB [3, S, S] -> [2, C, h, w].
 
-    One picture at a time, so that cached and fresh latents are the same to the bit; float32.
+    One image at a time, so that cached and fresh latents are the same to the bit; float32.
     """
     posterior = vae.encode(to_pixels(rgb[None].to(vae.device)).to(vae.dtype)).latent_dist
     return torch.cat([posterior.mean, posterior.std]).float()

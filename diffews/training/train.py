@@ -1,4 +1,4 @@
-"""Training: both passes in one step, episodes that are a function of (seed, index), exact restarts."""
+"""Training: both passes in one step, episodes by (seed, index) alone, exact restarts."""
 
 import dataclasses
 import functools
@@ -11,12 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
 from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from torch import Tensor
 from tqdm import tqdm
 
 from diffews.cli.settings import LR_END, TrainConfig
@@ -24,42 +24,56 @@ from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.latents import LatentCache
 from diffews.data.prefetch import stream
 from diffews.data.training import (
-    BatchReader,
-    PixelSource,
-    Renderings,
-    Source,
-    TrainingBatch,
-    TrainingEpisodes,
-)
+    BatchReader, EpisodeReader, PixelReader, Renderings, TrainingBatch, TrainingEpisodes)
 from diffews.errors import InputError, first_line
-from diffews.images.tensors import to_pixels
+from diffews.evaluation.groups import count_pixels, read_group, segment_group
+from diffews.evaluation.metrics import Scores
+from diffews.images.drawing import panel, save_image
 from diffews.models.find import hash_base, hash_vae, latent_factor
 from diffews.models.unet import DiffewsUNet
-from diffews.models.weights import load_text, load_unet, load_vae, start_unet
-from diffews.pipeline import DiffewsPipeline, check_parts
+from diffews.models.weights import check_parts, load_text, load_unet, load_vae, start_unet
+from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import process_device
 from diffews.runtime.files import check_run, hash_files, open_run, versions
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
 from diffews.training.checkpoints import (
-    list_checkpoints,
-    load_state,
-    save_checkpoint,
-    save_weight_dir,
-)
+    list_checkpoints, load_state, save_checkpoint, save_weight_dir)
 from diffews.training.log import StepLog
-from diffews.training.step import StepInput, TrainingStep, encode_moments
-from diffews.training.validation import eval_mode, validate
+from diffews.training.step import StepInput, TrainingStep, encode_batch, encode_moments
 from diffews.variants import Variant
 
 UNCHANGED_BY = {  # keys that a resumed run may change, since they do not change the result
-    *("out", "data", "images", "annotations", "base", "cache", "stop_at", "resume", "checkpoint_every", "keep"),
-    *("workers", "device", "allow_bin", "tracker", "validate_every", "validate_episodes", "validate_on"),
+    "out", "data", "images", "annotations", "base", "cache", "stop_at", "resume",
+    "checkpoint_every", "keep", "workers", "device", "allow_bin", "tracker", "validate_every",
+    "validate_episodes", "validate_on",
     "batch",  # what counts is batch times processes: global_batch
 }
+PANELS = 6  # episodes in the picture of a validation
 OUT_OF_MEMORY = (
-    "the GPU is out of memory; turn on, in this order: checkpointing=true, batch=1 with a larger accumulate=, "
-    "cache=DIR, optimizer=adamw8bit, lora=16, a smaller shots="
-)
+    "the GPU is out of memory; turn on, in this order: checkpointing=true, batch=1 with a larger "
+    "accumulate=, cache=DIR, optimizer=adamw8bit, lora=16, a smaller shots=")
+
+
+def train(
+    config: TrainConfig, benchmark: Benchmark, base: Path, validation: EpisodeDataset | None = None
+) -> None:
+    """Trains and leaves out/unet/unet, a weight dir that `diffews eval` takes.
+
+    Args:
+        config: see `TrainConfig` for the keys.
+        benchmark: the training lists.
+        base: folder with VAE, text and the UNet to start from.
+        validation: episodes that are evaluated on the way, if any.
+
+    Raises:
+        InputError: for an `out` of another run, parts that do not load or fit, a loss that is not
+            finite, or a GPU that is too small.
+
+    """
+    try:
+        Trainer(config, benchmark, base).run(validation)
+    except torch.OutOfMemoryError:
+        raise InputError(OUT_OF_MEMORY) from None
 
 
 class Trainer:
@@ -69,19 +83,30 @@ class Trainer:
         self.config, self.benchmark, self.base, self.out = config, benchmark, base, Path(config.out)
         self.variant = Variant.of(vars(config))
         self.method = self.variant.build()
-        self.renderings = Renderings(self.method.supervision.target, self.method.injection.drawn)
-        torch.set_num_threads(config.threads)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # the reference's recipe
-        self.accelerator = make_accelerator(config, self.out)
+        injection = self.method.injection
+        self.renderings = Renderings(
+            self.method.supervision.target, injection.painted, injection.encodes_image)
         self.episodes = TrainingEpisodes(benchmark, config.seed, config.pairs)
         self.step = 0
+
+        # processes and arithmetic; TF32 is the reference's recipe
+        torch.set_num_threads(config.threads)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        self.accelerator = make_accelerator(config, self.out)
         check_run(self.out, self.identity)
 
-        vae_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32  # fp16 overflows
-        self.vae = load_vae(base, vae_dtype, config.allow_bin).to(process_device(self.accelerator.device))
+        # what is frozen; in fp16 the VAE would overflow
+        is_bf16 = self.accelerator.mixed_precision == "bf16"
+        vae = load_vae(base, torch.bfloat16 if is_bf16 else torch.float32, config.allow_bin)
+        self.vae = vae.to(process_device(self.accelerator.device))
+        side = config.image_size // latent_factor(vae.config.block_out_channels)
+        self.latent = (vae.config.latent_channels, side, side)
         self.text = load_text(base, config.allow_bin)
-        with_tokens = self.method.interaction.reads_pixels
-        self.unet = start_unet(base, torch.float32, config.seed, config.allow_bin, with_tokens).train()
+
+        # what trains
+        reads_pixels = self.method.interaction.reads_pixels
+        self.unet = start_unet(base, torch.float32, config.seed, config.allow_bin, reads_pixels)
+        self.unet.train()
         check_parts(self.unet, self.vae, self.text)
         if config.lora:
             torch.manual_seed(config.seed)  # the additions start at random
@@ -89,19 +114,19 @@ class Trainer:
         self.method.freeze_unused(self.unet)
         if config.checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+        self.parameters = [weight for weight in self.unet.parameters() if weight.requires_grad]
+
+        # how it trains
         optimizer = make_optimizer(
-            config.optimizer,
-            self.parameters,
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-        )
+            config.optimizer, self.parameters, lr=config.lr, betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay)
         self.schedule = make_schedule(optimizer, config)
         step = TrainingStep(self.unet, self.text["train"], self.method)
         self.module, self.optimizer = self.accelerator.prepare(step, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema) if config.ema else None
-        if self.accelerator.is_main_process:  # now that everything is known to load
+
+        # the folder is made now that everything is known to load
+        if self.accelerator.is_main_process:
             open_run(self.out, self.identity)
             for class_id in self.episodes.skipped:
                 name = f"class {class_id} ({benchmark.class_names[class_id]})"
@@ -111,104 +136,158 @@ class Trainer:
     @functools.cached_property  # it hashes gigabytes at full size
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it goes on with."""
-        kept = {name: v for name, v in dataclasses.asdict(self.config).items() if name not in UNCHANGED_BY}
+        config = dataclasses.asdict(self.config)
         images = sorted(self.benchmark.images.items())
         lists = json.dumps([(c, [(s.name, s.object_id) for s in samples]) for c, samples in images])
+
         unet = self.base / "unet"
         start = [*unet.glob("*.safetensors"), *unet.glob("*.bin")] or [unet / "config.json"]
         if self.method.interaction.reads_pixels:
             start += (self.base / "image_encoder").glob("*.*")
+
+        precision = self.accelerator.mixed_precision
         return {
-            **kept,
-            "dtype": {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision),
+            **{name: value for name, value in config.items() if name not in UNCHANGED_BY},
+            "dtype": "fp32" if precision == "no" else precision,
             "global_batch": self.config.batch * self.accelerator.num_processes,
             "start_sha256": hash_files(sorted(start)),
             "base_sha256": hash_base(self.base),
-            "list_sha256": sha256(lists.encode()).hexdigest(),
-        }
+            "list_sha256": sha256(lists.encode()).hexdigest()}
 
-    def source(self) -> Source:
-        """Where pictures come from: the disk, or the latent cache, which is filled first."""
+    def run(self, validation: EpisodeDataset | None) -> None:
+        """Trains to the last step, from the newest checkpoint if that is asked for."""
+        config, accelerator = self.config, self.accelerator
+        if config.resume:
+            self.resume()
+        elif list_checkpoints(self.out):
+            raise InputError(f"out={self.out} holds checkpoints of this run; "
+                             "say resume=latest, or give another out=")
+
+        # the batches of this process, from where the run stands
+        last = min(config.steps, config.stop_at or config.steps)
+        micro_steps = range(self.step * config.accumulate, last * config.accumulate)
+        reader = self.batch_reader(self.episode_reader())
+        batches = stream(reader.read, micro_steps, config.workers)
+        episodes = config.batch * config.accumulate * accelerator.num_processes  # of a step
+
+        is_main = accelerator.is_main_process
+        log = StepLog(self.out / "log.jsonl", self.step) if is_main else None
+        shown_config = {name: str(value) for name, value in dataclasses.asdict(config).items()}
+        accelerator.init_trackers("diffews", config=shown_config)
+        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not is_main)
+        with bar:
+            while self.step < last:
+                start, rate = time.perf_counter(), float(self.schedule.get_last_lr()[0])
+                loss = self.optimizer_step(batches)
+                speed = episodes / (time.perf_counter() - start)
+
+                bar.set_postfix({"loss": f"{loss:.4f}", "lr": f"{rate:.1e}",
+                                 "episodes/s": f"{speed:.1f}"}, refresh=False)
+                bar.update()
+                accelerator.log({"loss": loss, "lr": rate}, step=self.step)
+                if log is not None:
+                    log.add(self.step, loss, rate)
+
+                if self.step % config.checkpoint_every == 0 or self.step == last:
+                    self.save_checkpoint()
+                pause = config.validate_every or config.steps
+                if validation is not None and self.step % pause == 0:
+                    if is_main:
+                        miou, classes = self.validate(validation), config.validate_on
+                        accelerator.log({f"miou_{classes}": miou}, step=self.step)
+                        bar.write(f"step {self.step}: mIoU {miou:.2f} "
+                                  f"on {len(validation)} episodes of {classes} classes")
+                    accelerator.wait_for_everyone()
+
+        if self.step == config.steps and log is not None:
+            save_weight_dir(self.out, self.published(), self.record())
+            if log.losses:
+                log.save_curve(self.out / "loss.png")
+        accelerator.end_training()
+
+    def episode_reader(self) -> EpisodeReader:
+        """What reads episodes: the disk, or the latent cache, which is filled first."""
         config, accelerator = self.config, self.accelerator
         if config.cache is None:
-            return PixelSource(self.benchmark, config.image_size, self.renderings)
-        side = config.image_size // latent_factor(self.vae.config.block_out_channels)
-        latent = (self.vae.config.latent_channels, side, side)
+            return PixelReader(self.benchmark, config.image_size, self.renderings)
+
         cache = LatentCache(
-            Path(config.cache),
-            self.benchmark,
-            config.image_size,
-            hash_vae(self.base),
-            latent,
-            str(self.vae.dtype),
-            self.renderings,
-        )
+            Path(config.cache), self.benchmark, config.image_size, self.renderings,
+            hash_vae(self.base), self.latent, str(self.vae.dtype))
         if accelerator.is_main_process:
             cache.prepare()
         accelerator.wait_for_everyone()
+
+        # each process encodes its share
         encode = functools.partial(encode_moments, self.vae)
         cache.fill(encode, config.workers, accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
         return cache
 
-    def resume(self) -> None:
-        """Goes on from the newest complete checkpoint, if there is any."""
-        checkpoints = list_checkpoints(self.out)
-        if not checkpoints:
-            return
-        state = load_state(checkpoints[-1])
-        if "parameters" in state:
-            with torch.no_grad():
-                for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
-                    parameter.copy_(saved)
-        else:
-            self.unet.load_state_dict(load_unet(checkpoints[-1] / "unet", torch.float32).state_dict())
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+    def batch_reader(self, reader: EpisodeReader) -> BatchReader:
+        """What reads this process's batches."""
+        config, accelerator = self.config, self.accelerator
+        return BatchReader(self.episodes, reader, config.batch, config.shots,
+                           accelerator.process_index, accelerator.num_processes)
+
+    def optimizer_step(self, batches: Iterator[TrainingBatch]) -> float:
+        """Takes `accumulate` batches and one step; returns their mean loss over all processes.
+
+        Raises:
+            InputError: for a loss that is not finite; it names the episodes.
+
+        """
+        accelerator, losses = self.accelerator, []
+        for _ in range(self.config.accumulate):
+            batch = next(batches)
+            with accelerator.accumulate(self.module):
+                loss = self.module(self.step_input(batch))
+                losses.append(accelerator.gather(loss.detach().reshape(1)).mean())
+                if not math.isfinite(losses[-1]):
+                    names = "; ".join(json.dumps(episode.names()) for episode in batch.episodes)
+                    raise InputError(f"the loss of step {self.step + 1} is {losses[-1]:g}, "
+                                     f"on the episodes {names}")
+
+                # while gradients accumulate, accelerate makes the last two do nothing
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+        self.schedule.step()
+        self.step += 1
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.accelerator.device)
-        self.step = state["step"]
+            self.ema.step(self.parameters)
+        return float(torch.stack(losses).mean())
 
-    def record(self) -> dict[str, Any]:
-        """What is kept beside the weights."""
-        named = ("image_size", "benchmark", "fold", "shots", "steps")
-        return {
-            "base": str(self.config.base),
-            "variant": self.variant.asdict(),
-            **{name: getattr(self.config, name) for name in named},
-            "config": dataclasses.asdict(self.config),
-            "versions": versions(),
-        }
-
-    def save_checkpoint(self) -> None:
-        """Writes a checkpoint of this step."""
-        if not self.accelerator.is_main_process:
-            return
-        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-        if self.ema is not None:
-            state["ema"] = self.ema.state_dict()
-        if self.ema is not None or self.config.lora:  # what is published is not what trains
-            state["parameters"] = [parameter.detach().cpu() for parameter in self.parameters]
-        save_checkpoint(self.out, self.step, self.published(), state, self.record(), self.config.keep)
-
-    def save_weight_dir(self) -> None:
-        """Writes the released layout at the end of training."""
-        save_weight_dir(self.out, self.published(), self.record())
+    def step_input(self, batch: TrainingBatch) -> StepInput:
+        """Encodes a batch; its randomness is a function of the seed and the episodes' indices."""
+        draws = [self.episodes.generation_draws(index) for index in batch.indices]
+        noise = None
+        if self.config.sample_posterior:
+            shape = (2 + 2 * batch.shots, *self.latent)
+            noise = torch.stack([self.episodes.noise(index, shape) for index in batch.indices])
+        return encode_batch(batch, self.vae, self.method, draws, noise)
 
     def validate(self, dataset: EpisodeDataset) -> float:
-        """Returns the mIoU on a list of episodes and draws the first ones into out/validation/."""
-        unet = self.published().to(self.accelerator.device)
-        with eval_mode(unet):
-            pipeline = DiffewsPipeline(
-                unet, self.vae, self.text, self.config.image_size, variant_keys=self.variant.asdict()
-            )
-            picture = self.out / "validation" / f"step-{self.step:06d}.png"
-            return validate(pipeline, dataset, self.config.shots, picture)
+        """Returns the mIoU on a list of episodes; panels of the first go to out/validation/."""
+        unet = self.published().to(self.accelerator.device).eval()
+        pipeline = DiffewsPipeline(unet, self.vae, self.text, self.config.image_size,
+                                   variant_keys=self.variant.asdict())
+
+        scores, panels = Scores(dataset.class_ids), []
+        for index, episode in enumerate(dataset.episodes):
+            group = read_group(dataset, [index])
+            masks = segment_group(pipeline, group, self.config.shots).masks(0.25, "reference")
+            scores.add(episode.class_id, *count_pixels(masks, group)[0].tolist())
+            if index < PANELS:
+                supports, query, truth = group.shown(0)
+                panels.append(panel(supports, query, masks[0].cpu().numpy(), truth))
+
+        save_image(self.out / "validation" / f"step-{self.step:06d}.png", np.vstack(panels))
+        unet.train()
+        return scores.running_miou()
 
     def published(self) -> DiffewsUNet:
         """The UNet that is evaluated: averaged if `ema` is on, low-rank additions added in."""
@@ -222,137 +301,87 @@ class Trainer:
             self.ema.restore(self.parameters)
         return plain
 
-    def step_input(self, batch: TrainingBatch) -> StepInput:
-        """Encodes a batch, and draws the timesteps and noise of its generation."""
-        shots, pictures = batch.shots, batch.pictures
-        latents = self.latents(batch, 2 if self.method.interaction.reads_pixels else None)
-        supports = latents if latents.shape[1] > 2 else to_pixels(pictures.to(self.accelerator.device))
-        draws = [self.episodes.generation_draws(index) for index in batch.indices]
-        return StepInput(
-            *self.method.generation.training_pair(latents[:, 0], latents[:, 1], draws),
-            images=supports[:, 2 : 2 + shots].flatten(0, 1),
-            drawn=supports[:, 2 + shots :].flatten(0, 1),
-            shots=shots,
-        )
+    def record(self) -> dict[str, Any]:
+        """What is kept beside the weights."""
+        named = ("image_size", "benchmark", "fold", "shots", "steps")
+        return {
+            "base": str(self.config.base), "variant": self.variant.asdict(),
+            **{name: getattr(self.config, name) for name in named},
+            "config": dataclasses.asdict(self.config), "versions": versions()}
 
-    def latents(self, batch: TrainingBatch, count: int | None = None) -> Tensor:
-        """Scaled latents [B, P, 4, h, w] of the first `count` pictures: a sample of each posterior or its mean."""
-        device, pictures = self.accelerator.device, batch.pictures[:, :count]
-        if pictures.dtype == torch.uint8:
-            pooled = [False] * (2 + batch.shots) + [self.renderings.drawn.pooled] * batch.shots
-            moments = [
-                encode_moments(self.vae, rgb, flag) for row in pictures for rgb, flag in zip(row, pooled, strict=False)
-            ]
-            pictures = torch.stack(moments).unflatten(0, pictures.shape[:2])
-        mean, deviation = pictures.to(device).unbind(2)
-        if self.config.sample_posterior:
-            noise = torch.stack([self.episodes.noise(index, mean.shape[1:]) for index in batch.indices])
-            mean = mean + deviation * noise.to(device)
-        return mean * self.vae.config.scaling_factor
-
-    def reader(self, source: Source) -> BatchReader:
-        """What reads this process's batches."""
-        config, accelerator = self.config, self.accelerator
-        place = (accelerator.process_index, accelerator.num_processes)
-        return BatchReader(self.episodes, source, config.batch, config.shots, *place)
-
-    def optimizer_step(self, batches: Iterator[TrainingBatch]) -> float:
-        """Takes `accumulate` batches and one optimizer step; returns their mean loss over all processes."""
-        accelerator, losses = self.accelerator, []
-        for _ in range(self.config.accumulate):
-            batch = next(batches)
-            with accelerator.accumulate(self.module):
-                loss = self.module(self.step_input(batch))
-                losses.append(accelerator.gather(loss.detach().reshape(1)).mean())
-                if not math.isfinite(losses[-1]):
-                    names = "; ".join(json.dumps(episode.names()) for episode in batch.episodes)
-                    raise InputError(f"the loss of step {self.step + 1} is {losses[-1]:g}, on the episodes {names}")
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.parameters, self.config.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        self.schedule.step()
-        self.step += 1
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint of this step."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
         if self.ema is not None:
-            self.ema.step(self.parameters)
-        return float(torch.stack(losses).mean())
+            state["ema"] = self.ema.state_dict()
+        if self.ema is not None or self.config.lora:  # what is published is not what trains
+            state["parameters"] = [weight.detach().cpu() for weight in self.parameters]
+        save_checkpoint(
+            self.out, self.step, self.published(), state, self.record(), self.config.keep)
 
+    def resume(self) -> None:
+        """Goes on from the newest complete checkpoint, if there is any."""
+        checkpoints = list_checkpoints(self.out)
+        if not checkpoints:
+            return
+        state = load_state(checkpoints[-1])
 
-def train(config: TrainConfig, benchmark: Benchmark, base: Path, validation: EpisodeDataset | None = None) -> None:
-    """Trains and leaves out/unet/unet, a weight dir that `diffews eval` takes. See `TrainConfig` for the keys."""
-    try:
-        _train(Trainer(config, benchmark, base), validation)
-    except torch.OutOfMemoryError:
-        raise InputError(OUT_OF_MEMORY) from None
+        if "parameters" in state:
+            with torch.no_grad():
+                for weight, saved in zip(self.parameters, state["parameters"], strict=True):
+                    weight.copy_(saved)
+        else:
+            saved_unet = load_unet(checkpoints[-1] / "unet", torch.float32)
+            self.unet.load_state_dict(saved_unet.state_dict())
 
-
-def _train(run: Trainer, validation: EpisodeDataset | None) -> None:
-    config = run.config
-    if config.resume:
-        run.resume()
-    elif list_checkpoints(run.out):
-        raise InputError(f"out={run.out} holds checkpoints of this run; say resume=latest, or give another out=")
-    source = run.source()
-    is_main = run.accelerator.is_main_process
-    log = StepLog(run.out / "log.jsonl", run.step) if is_main else None
-    run.accelerator.init_trackers("diffews", config={k: str(v) for k, v in dataclasses.asdict(config).items()})
-    last = min(config.steps, config.stop_at or config.steps)
-    micro_steps = range(run.step * config.accumulate, last * config.accumulate)
-    batches = stream(run.reader(source).read, micro_steps, config.workers)
-    episodes_a_step = config.batch * config.accumulate * run.accelerator.num_processes
-    with tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main) as bar:
-        while run.step < last:
-            start, rate = time.perf_counter(), float(run.schedule.get_last_lr()[0])
-            loss = run.optimizer_step(batches)
-            seconds = time.perf_counter() - start
-            shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.1e}", "episodes/s": f"{episodes_a_step / seconds:.1f}"}
-            bar.set_postfix(shown, refresh=False)
-            bar.update()
-            run.accelerator.log({"loss": loss, "lr": rate}, step=run.step)
-            if log is not None:
-                log.add(run.step, loss, float(rate))
-            if run.step % config.checkpoint_every == 0 or run.step == last:
-                run.save_checkpoint()
-            if validation is not None and run.step % (config.validate_every or config.steps) == 0:
-                if is_main:
-                    miou = run.validate(validation)
-                    run.accelerator.log({f"miou_{config.validate_on}": miou}, step=run.step)
-                    shown_on = f"{len(validation)} episodes of {config.validate_on} classes"
-                    bar.write(f"step {run.step}: mIoU {miou:.2f} on {shown_on}")
-                run.accelerator.wait_for_everyone()
-    if run.step == config.steps and is_main:
-        run.save_weight_dir()
-        if log is not None and log.losses:
-            log.save_curve(run.out / "loss.png")
-    run.accelerator.end_training()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
+        self.step = state["step"]
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
-    """Sets up accelerate: processes, mixed precision, accumulation, tracker."""
-    dtype = config.dtype
+    """Sets up accelerate: processes, mixed precision, accumulation, tracker.
+
+    Raises:
+        InputError: for a precision that the device lacks, or a tracker that is not installed.
+
+    """
+    dtype, on_cpu = config.dtype, config.device == "cpu" or not torch.cuda.is_available()
     if dtype == "auto":
-        dtype = "fp16" if torch.cuda.is_available() and config.device != "cpu" else "fp32"
-    if dtype == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
+        dtype = "fp32" if on_cpu else "fp16"
+    if dtype == "fp16" and on_cpu:
         raise InputError("dtype=fp16 needs a GPU; on the CPU use dtype=fp32 or bf16")
     if config.tracker == "tensorboard" and not is_tensorboard_available():
-        raise InputError("tracker=tensorboard needs tensorboard; install it with pip install 'diffews[tensorboard]'")
+        raise InputError("tracker=tensorboard needs tensorboard; "
+                         "install it with pip install 'diffews[tensorboard]'")
+
     try:
         return Accelerator(
-            mixed_precision={"fp32": "no"}.get(dtype, dtype),
-            gradient_accumulation_steps=config.accumulate,
-            cpu=config.device == "cpu",
-            log_with=None if config.tracker == "none" else config.tracker,
-            project_dir=out,
-        )
-    except (ValueError, ImportError) as error:  # precision that the device lacks, tracker that is not installed
-        raise InputError(f"dtype={config.dtype}, tracker={config.tracker}: {first_line(error)}") from None
+            mixed_precision="no" if dtype == "fp32" else dtype,
+            gradient_accumulation_steps=config.accumulate, cpu=config.device == "cpu",
+            log_with=None if config.tracker == "none" else config.tracker, project_dir=out)
+    except (ValueError, ImportError) as error:
+        reason = first_line(error)
+        raise InputError(f"dtype={config.dtype}, tracker={config.tracker}: {reason}") from None
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear decay (polynomial of power 1) to 1e-7 as in the reference, or one cycle; both are stepped once a step."""
-    if config.schedule == "one_cycle":
-        rise = 0.1 if config.warmup is None else config.warmup  # beta1 moves against it, between 0.85 and 0.95
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, config.steps + 1, pct_start=rise)
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear decay to 1e-7 as in the reference, or one cycle; both are stepped once a step."""
+    if config.schedule == "one_cycle":  # beta1 moves against the rate, between 0.85 and 0.95
+        rise = 0.1 if config.warmup is None else config.warmup
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.lr, config.steps + 1, pct_start=rise)
     warmup = round((config.warmup or 0) * config.steps)
-    return get_polynomial_decay_schedule_with_warmup(optimizer, warmup, config.steps, lr_end=LR_END, power=1.0)
+    return get_polynomial_decay_schedule_with_warmup(
+        optimizer, warmup, config.steps, lr_end=LR_END, power=1.0)

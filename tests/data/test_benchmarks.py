@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffews import InputError
 from diffews.data.episodes import EpisodeList
 from diffews.data.registry import BENCHMARKS, load_benchmark, open_benchmark
-from diffews.data.training import PixelSource, TrainingEpisodes
+from diffews.data.training import PixelReader, Renderings, TrainingEpisodes
 
 pytest_plugins = ("benchmark_fixtures",)
 
@@ -158,16 +159,17 @@ def test_training_never_sees_a_class_of_the_fold(bench, name, fold):
 def test_training_episodes_are_drawn_and_decoded(bench, name):
     benchmark = open_benchmark(name, bench, 1, "train")
     benchmark.check_files(sample for samples in benchmark.images.values() for sample in samples)
-    episodes, source = TrainingEpisodes(benchmark, seed=0), PixelSource(benchmark, 64)
-    batch = episodes.batch(source, list(range(6)), shots=2)
-    assert batch.pictures.shape == (6, 6, 3, 64, 64)
-    for episode, pictures in zip(batch.episodes, batch.pictures, strict=True):
+    reader = PixelReader(benchmark, 64, Renderings())
+    batch = TrainingEpisodes(benchmark, seed=0).batch(reader, list(range(6)), shots=2)
+    images = torch.cat([batch.query[:, None], batch.supports], dim=1)
+    painted = torch.cat([batch.target[:, None], batch.painted], dim=1)
+    assert images.shape == painted.shape == (6, 3, 3, 64, 64)
+    for episode, pictures, masks in zip(batch.episodes, images, painted, strict=True):
         assert episode.class_id in benchmark.class_ids
         assert {episode.query, *episode.supports} <= set(benchmark.images[episode.class_id])
         assert episode.query not in episode.supports
-        masks = pictures[[1, 4, 5]]  # of the query and the two supports
         assert set(masks.unique().tolist()) == {0, 255} and masks.flatten(1).any(1).all()
-        assert all(picture.float().std() > 1 for picture in pictures[[0, 2, 3]])
+        assert all(picture.float().std() > 1 for picture in pictures)
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -24,7 +24,7 @@ from diffews.cli.settings import TrainConfig, load
 from diffews.data.episodes import decode_sample
 from diffews.data.latents import LatentCache
 from diffews.data.registry import open_benchmark
-from diffews.data.training import PixelSource, TrainingEpisodes
+from diffews.data.training import PixelReader, Renderings, TrainingEpisodes
 from diffews.images.paint import WHITE_ON_BLACK
 from diffews.models.weights import load_vae
 
@@ -42,13 +42,13 @@ def benchmark(few_shapes):
 def cache(benchmark, tmp_path):
     """cache(): a cache in one folder, opened again as a new process would."""
 
-    def make(folder=tmp_path / "cache", image_size=32, vae_sha256="a" * 64, lists=benchmark):
-        return LatentCache(folder, lists, image_size, vae_sha256, LATENT)
+    def make(folder=tmp_path / "cache", **renderings):
+        return LatentCache(folder, benchmark, 32, Renderings(**renderings), "a" * 64, LATENT)
 
     return make
 
 
-def encode(pixels, pooled=False):
+def encode(pixels):
     """Stands for the VAE: moments [2, C, h, w] that tell pictures apart."""
     coarse = pixels.float().unfold(1, 16, 16).unfold(2, 16, 16).mean((-2, -1)) / 255  # [3, 2, 2]
     mean = torch.cat([coarse, coarse.mean(0, keepdim=True)])
@@ -102,13 +102,13 @@ def test_cached_training_is_the_same_to_the_bit(train, own_cache, tmp_path, word
 
 def test_without_a_cache_nothing_is_encoded_before_the_first_step(trainer, monkeypatch):
     monkeypatch.setattr("diffews.training.train.encode_moments", None)
-    assert type(trainer().source()) is PixelSource
+    assert type(trainer().episode_reader()) is PixelReader
 
 
 def test_the_cache_holds_mean_and_deviation_of_every_picture_and_mask(
     trainer, benchmark, tiny_base, own_cache
 ):
-    cache = trainer(f"cache={own_cache}").source()
+    cache = trainer(f"cache={own_cache}").episode_reader()
     vae = load_vae(tiny_base, torch.float32)
     pictures = {sample for samples in benchmark.images.values() for sample in samples}
     masks = {(sample, c) for c, samples in benchmark.images.items() for sample in samples}
@@ -131,7 +131,7 @@ def test_the_cache_holds_mean_and_deviation_of_every_picture_and_mask(
 
 def test_the_cache_of_coco_takes_under_30_gigabytes_a_fold(tmp_path):
     lists = open_benchmark("coco20i", tmp_path, 3, "train", "builtin")
-    assert 25e9 < LatentCache(tmp_path, lists, 512, "", (4, 64, 64)).nbytes < 30e9
+    assert 25e9 < LatentCache(tmp_path, lists, 512, Renderings(), "", (4, 64, 64)).nbytes < 30e9
 
 
 # ---- filling ----
@@ -143,7 +143,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(cache):
     whole.fill(encode, workers=0)
     calls = 0
 
-    def interrupted(pixels, pooled):
+    def interrupted(pixels):
         nonlocal calls
         calls += 1
         if calls > 25:
@@ -157,7 +157,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped(cache):
 
     fresh, done = 0, cache()
 
-    def counted(pixels, pooled):
+    def counted(pixels):
         nonlocal fresh
         fresh += 1
         return encode(pixels)
@@ -184,7 +184,7 @@ def test_processes_fill_every_row_once_however_they_overtake_each_other(cache, o
     cache().prepare()
     fresh = []
 
-    def counted(pixels, pooled):
+    def counted(pixels):
         fresh.append(1)
         return encode(pixels)
 
@@ -202,7 +202,7 @@ def test_a_row_that_was_never_filled_is_not_read_as_zeros(cache, benchmark):
 def test_a_mask_that_vanishes_is_drawn_again_from_the_cache_too(cache, benchmark):
     filled, seen = cache(), []
 
-    def encode_and_note(pixels, pooled):
+    def encode_and_note(pixels):
         seen.append(pixels)
         return encode(pixels)
 
@@ -223,17 +223,63 @@ def test_a_mask_that_vanishes_is_drawn_again_from_the_cache_too(cache, benchmark
     assert episodes.batch(cache(), [index], 1).episodes != [episodes.draw(index, 1)]
 
 
-def test_a_vanishing_mask_is_kept_as_empty(benchmark, tmp_path, few_shapes):
-    cache = LatentCache(
-        tmp_path / "cache", benchmark, 2, "", LATENT
-    )  # two pixels leave most masks out
+def test_a_vanishing_mask_is_kept_as_empty(benchmark, tmp_path):
+    # two pixels leave most masks out
+    cache = LatentCache(tmp_path / "cache", benchmark, 2, Renderings(), "", LATENT)
     cache.prepare()
-    cache.fill(lambda pixels, pooled: torch.zeros(2, *LATENT), workers=0)
+    cache.fill(lambda pixels: torch.zeros(2, *LATENT), workers=0)
     _, state = kept(cache)
     for (sample, class_id, _), value in zip(cache.keys, state, strict=True):
         empty = class_id is not None and not decode_sample(benchmark, sample, class_id, 2)[1].any()
         assert value == (2 if empty else 1)
     assert (state == 2).any() and (state == 1).any()
+
+
+# ---- masks that the injection reads ----
+
+
+def test_masks_are_kept_themselves_where_the_injection_reads_them(cache, benchmark):
+    filled = cache(painted=None)
+    filled.prepare()
+    filled.fill(encode, workers=0)
+    packed = np.load(filled.folder / "masks.npy")
+    assert packed.shape == (sum(c is not None for _, c, _ in filled.keys), 32 * 32 // 8)
+    assert filled.nbytes == packed.nbytes + kept(filled)[0].nbytes
+
+    pixels = PixelReader(benchmark, 32, Renderings(painted=None))
+    for index in range(5):
+        episode = TrainingEpisodes(benchmark, seed=0).draw(index, 3)
+        fields, want = cache(painted=None).read(episode), pixels.read(episode)
+        assert fields.keys() == want.keys() == {"query", "target", "supports", "masks"}
+        assert torch.equal(fields["masks"], want["masks"]) and fields["masks"].dtype == torch.uint8
+
+
+def test_a_cache_without_masks_is_not_read_as_one_with(cache):
+    cache().prepare()
+    with pytest.raises(InputError, match="masks: None there"):
+        cache(painted=None).prepare()
+    assert not (cache().folder / "masks.npy").exists()
+
+
+# ---- the disk's space is taken first: a full disk would kill whoever fills a mapped file ----
+
+
+@pytest.mark.parametrize("system", ["linux", "macos"])
+def test_the_space_is_taken_before_the_first_row(cache, monkeypatch, system):
+    if system == "macos":
+        monkeypatch.delattr("os.posix_fallocate")
+    cache().prepare()
+    file = cache().folder / "latents.npy"
+    assert file.stat().st_blocks * 512 >= cache().nbytes
+    latents, state = kept(cache())
+    assert latents.shape == (len(cache().keys), 2, *LATENT) and latents.dtype == np.float32
+    assert not latents.any() and not state.any()
+
+
+def test_a_disk_that_is_full_after_all_is_an_error(cache, monkeypatch, largest_file):
+    monkeypatch.delattr("os.posix_fallocate")
+    with largest_file(cache().nbytes // 2), pytest.raises(OSError):
+        cache().prepare()
 
 
 # ---- what is refused ----
@@ -245,7 +291,7 @@ def test_a_vanishing_mask_is_kept_as_empty(benchmark, tmp_path, few_shapes):
 def test_a_cache_of_something_else_is_refused(refused, train_words, own_cache, tmp_path, what):
     if what == "vae":
         word, says = f"base={write_tiny_base(tmp_path / 'base', seed=1)}", "vae_sha256: "
-    elif what == "vae_config":  # the same weights, but pooled renderings are scaled otherwise
+    elif what == "vae_config":  # the same weights, scaled otherwise
         base = write_tiny_base(tmp_path / "base")
         config = base / "vae" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.5}))

@@ -8,15 +8,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from training_runs import pixel_reader
 
 from diffews import InputError
 from diffews.data.episodes import Episode, Sample
 from diffews.data.prefetch import stream
 from diffews.data.registry import open_benchmark
-from diffews.data.training import PixelSource, TrainingEpisodes, picture_order
-from diffews.images.paint import WHITE_ON_BLACK
+from diffews.data.training import PixelReader, Renderings, TrainingEpisodes
+from diffews.images.paint import BLENDED, WHITE_ON_BLACK
 
 pytest_plugins = ("training_fixtures",)
+
+BY_FIELD = ("query", "target", "supports", "painted")  # of a batch of the released model
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +121,12 @@ def same_batches(one, other):
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
         assert (a.episodes, a.indices, a.shots) == (b.episodes, b.indices, b.shots)
-        assert torch.equal(a.pictures, b.pictures)
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in BY_FIELD)
 
 
 def test_any_number_of_workers_gives_the_same_batches(trainer):
     run = trainer("accumulate=2")
-    read = run.reader(PixelSource(run.benchmark, 32)).read
+    read = run.batch_reader(pixel_reader(run)).read
     want = [read(micro_step) for micro_step in range(5)]
     for workers in (0, 1, 2):
         same_batches(list(stream(read, range(5), workers)), want)
@@ -133,8 +136,8 @@ def test_any_number_of_workers_gives_the_same_batches(trainer):
 def read_as(run, rank, ranks, batch, micro_steps):
     run.accelerator = SimpleNamespace(process_index=rank, num_processes=ranks)
     run.config.batch = batch
-    source = PixelSource(run.benchmark, 32)
-    return [run.reader(source).read(micro_step) for micro_step in range(micro_steps)]
+    reader = run.batch_reader(pixel_reader(run))
+    return [reader.read(micro_step) for micro_step in range(micro_steps)]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -148,7 +151,9 @@ def test_ranks_share_no_index_and_together_read_what_one_process_reads(trainer, 
         assert {part.shots for part in joined} == {batch.shots}
         assert sum((part.indices for part in joined), []) == batch.indices
         assert sum((part.episodes for part in joined), []) == batch.episodes
-        assert torch.equal(torch.cat([part.pictures for part in joined]), batch.pictures)
+        for name in BY_FIELD:
+            parts_of = torch.cat([getattr(part, name) for part in joined])
+            assert torch.equal(parts_of, getattr(batch, name)), name
 
 
 # ---- pairs ----
@@ -230,53 +235,69 @@ def vanishing(few_shapes, tmp_path):
 
 
 def test_an_episode_whose_mask_vanishes_is_drawn_again(vanishing):
-    episodes, source = TrainingEpisodes(vanishing, seed=0), PixelSource(vanishing, 32)
+    episodes, reader = TrainingEpisodes(vanishing, seed=0), reader_of(vanishing)
     indices = [index for index in range(400) if episodes.draw(index, 1).class_id == 1]
     assert indices
     for index in indices[:3]:
-        assert source.read(episodes.draw(index, 1)) is None
-        batch = episodes.batch(source, [index], 1)
+        assert reader.read(episodes.draw(index, 1)) is None
+        batch = episodes.batch(reader, [index], 1)
         again = next(e for a in range(1, 9) if (e := episodes.draw(index, 1, a)).class_id != 1)
         assert batch.episodes == [again] and batch.indices == [index]
-        assert (batch.pictures[0, 1] == 255).any() and (batch.pictures[0, 3] == 255).any()
-    kept = PixelSource(vanishing, 64).read(episodes.draw(indices[0], 1))
-    assert (
-        kept[1] == 255
-    ).sum() == 3  # one pixel, three channels: at the pictures' own size it is there
+        assert (batch.target == 255).any() and (batch.painted == 255).any()
+    kept = reader_of(vanishing, 64).read(episodes.draw(indices[0], 1))["target"]
+    assert (kept == 255).sum() == 3  # one pixel, three channels: at the images' own size
 
 
 def test_masks_that_always_vanish_are_an_error(vanishing):
     vanishing.class_ids, vanishing.images = [1], {1: vanishing.images[1]}
     with pytest.raises(InputError, match="empty mask at this image size; use a larger one"):
-        TrainingEpisodes(vanishing, seed=0).batch(PixelSource(vanishing, 32), [0], 1)
+        TrainingEpisodes(vanishing, seed=0).batch(reader_of(vanishing), [0], 1)
 
 
-# ---- pictures ----
+# ---- images ----
 
 
-def test_pictures_come_in_the_order_that_is_promised(shapes_train):
+def reader_of(benchmark, image_size=32, **renderings):
+    return PixelReader(benchmark, image_size, Renderings(**renderings))
+
+
+def decoded_by_hand(benchmark, sample, class_id):
+    """Pixels [3, H, W] and mask [H, W] of a sample of the shapes, by OpenCV."""
+    image_file, mask_file = benchmark.files(sample)
+    image = cv2.cvtColor(cv2.imread(str(image_file)), cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
+    return image.astype(int), cv2.imread(str(mask_file), cv2.IMREAD_GRAYSCALE) == class_id + 1
+
+
+def test_each_field_holds_what_its_name_says(shapes_train):
     episode = TrainingEpisodes(shapes_train, seed=0).draw(0, 2)
-    order = picture_order(episode)
-    first, second = episode.supports
-    c = episode.class_id
-    images = [(first, None, ""), (second, None, "")]
-    masks = [(first, c, "white_on_black"), (second, c, "white_on_black")]
-    assert order == [
-        (episode.query, None, ""),
-        (episode.query, c, "white_on_black"),
-        *images,
-        *masks,
-    ]
-    pictures = PixelSource(shapes_train, 64).read(episode)
-    assert pictures.shape == (6, 3, 64, 64) and pictures.dtype == torch.uint8
-    for row, (sample, class_id, _) in zip(pictures.numpy(), order, strict=True):
-        image_file, mask_file = shapes_train.files(sample)
-        if class_id is None:
-            want = cv2.cvtColor(cv2.imread(str(image_file)), cv2.COLOR_BGR2RGB).transpose(2, 0, 1)
-            assert np.abs(row.astype(int) - want).max() <= 3  # two JPEG decoders
-        else:
-            mask = cv2.imread(str(mask_file), cv2.IMREAD_GRAYSCALE) == class_id + 1
-            assert (row == np.where(mask, 255, 0)).all() and mask.any()
+    fields = reader_of(shapes_train, 64).read(episode)
+    assert fields.keys() == set(BY_FIELD)
+    assert all(tensor.dtype == torch.uint8 for tensor in fields.values())
+    assert fields["query"].shape == fields["target"].shape == (3, 64, 64)
+    assert fields["supports"].shape == fields["painted"].shape == (2, 3, 64, 64)
+
+    images = torch.cat([fields["query"][None], fields["supports"]]).numpy()
+    masks = torch.cat([fields["target"][None], fields["painted"]]).numpy()
+    samples = (episode.query, *episode.supports)
+    for image, painted, sample in zip(images, masks, samples, strict=True):
+        want, mask = decoded_by_hand(shapes_train, sample, episode.class_id)
+        assert np.abs(image.astype(int) - want).max() <= 3  # two JPEG decoders
+        assert (painted == np.where(mask, 255, 0)).all() and mask.any()
+
+
+def test_only_what_the_injection_takes_is_there(shapes_train):
+    episode = TrainingEpisodes(shapes_train, seed=0).draw(0, 2)
+    masks = reader_of(shapes_train, 64, painted=None).read(episode)
+    assert masks.keys() == {"query", "target", "supports", "masks"}
+    assert masks["masks"].shape == (2, 64, 64) and masks["masks"].dtype == torch.uint8
+    for mask, sample in zip(masks["masks"].numpy(), episode.supports, strict=True):
+        assert (mask == decoded_by_hand(shapes_train, sample, episode.class_id)[1]).all()
+
+    blended = reader_of(shapes_train, 64, painted=BLENDED, images=False).read(episode)
+    assert blended.keys() == {"query", "target", "painted"}
+    assert torch.equal(blended["target"], masks["target"])
+    want = masks["supports"].int() + 255 * masks["masks"][:, None].int()
+    assert torch.equal(blended["painted"].int(), want // 2)
 
 
 def test_a_mask_becomes_black_and_white_pixels():

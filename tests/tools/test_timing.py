@@ -14,10 +14,11 @@ import torch
 from diffews.cli.main import main
 from diffews.cli.settings import CHECKOUT, BenchmarkConfig
 from diffews.runtime.loading import load_pipeline
-from diffews.tools.timing import Way, count, count_parts, lacking, random_pipeline
+from diffews.tools.arithmetic import count_parts, count_tflop
+from diffews.tools.timing import missing_memory, random_pipeline
 
 CPU = torch.device("cpu")
-WAYS = {"plain", "fast"}
+SETUPS = {"plain", "fast"}
 ROW = {"ms", "all_ms", "batch", "tflop", "tflops", "matrix_tflops", "share_of_matrix", "peak_bytes"}
 
 
@@ -52,7 +53,7 @@ def test_the_last_line_is_json_whose_ratios_follow_from_the_times(report):
     assert measured.keys() == {"1-shot episode", "5-shot episode", "cached query", "training step"}
     for title, figures in measured.items():
         rows = {name: row for name, row in figures.items() if name != "ratio"}
-        assert rows.keys() == ({"plain"} if title == "training step" else WAYS)
+        assert rows.keys() == ({"plain"} if title == "training step" else SETUPS)
         for row in rows.values():
             assert row.keys() == ROW and row["ms"] in row["all_ms"] and len(row["all_ms"]) == 1
             assert row["tflops"] == pytest.approx(row["tflop"] / row["ms"] * 1e3)
@@ -108,7 +109,7 @@ def test_the_counted_work_of_stable_diffusion_is_the_protocols():
     meta = random_pipeline(config, torch.device("meta"))
     assert meta.unet.num_parameters() == 865_910_724 + 23_360
     assert meta.vae.config.scaling_factor == 0.18215
-    parts = count_parts(Way(config, meta, meta))
+    parts = count_parts(meta, 512)
     assert parts["vae_encode"] == pytest.approx(1.117, rel=0.01)
     assert parts["query_pass_1"] == pytest.approx(0.797 + 0.122, rel=0.01)
     assert (
@@ -120,7 +121,7 @@ def test_the_counted_work_of_stable_diffusion_is_the_protocols():
 
 def test_it_counts_two_for_a_multiply_add():
     left, right = torch.zeros(30, 40), torch.zeros(40, 50)
-    assert count(lambda: left @ right) == pytest.approx(2 * 30 * 40 * 50 / 1e12)
+    assert count_tflop(lambda: left @ right) == pytest.approx(2 * 30 * 40 * 50 / 1e12)
 
 
 def test_random_weights_are_the_default_and_training_can_be_left_out(run):
@@ -142,8 +143,8 @@ def test_random_weights_are_the_default_and_training_can_be_left_out(run):
 
 
 def test_training_needs_the_memory_that_the_reason_names():
-    assert lacking(1000, CPU) is None
-    assert lacking(10**13, CPU).endswith("GB are free, weights and Adam need 180000.0")
+    assert missing_memory(1000, CPU) is None
+    assert missing_memory(10**13, CPU).endswith("GB are free, weights and Adam need 180000.0")
 
 
 @pytest.mark.parametrize(

@@ -87,15 +87,13 @@ def test_loss_and_every_gradient_are_those_of_the_reference(
     )
 
 
-def test_a_batch_becomes_a_step_in_the_order_of_its_pictures(trainer):
+def test_a_batch_becomes_a_step_of_the_one_timestep(trainer):
     run = trainer()
     for batch in batches_of(run)[:2]:
-        latents, n = run.latents(batch), batch.shots
-        step = run.step_input(batch)
-        assert torch.equal(step.query, latents[:, 0]) and torch.equal(step.goal, latents[:, 1])
-        assert torch.equal(step.images, latents[:, 2 : 2 + n].flatten(0, 1))
-        assert torch.equal(step.drawn, latents[:, 2 + n :].flatten(0, 1))
-        assert (step.shots, step.timestep.item()) == (n, 1)
+        step, n = run.step_input(batch), batch.shots
+        assert step.query.shape == step.goal.shape == (2, 4, 8, 8)
+        assert [tensor.shape for tensor in step.supports] == [(2 * n, 4, 8, 8)] * 2
+        assert (step.masks, step.shots, step.timestep.item()) == (None, n, 1)
 
 
 def test_episodes_of_a_batch_do_not_see_each_other(golden_unet, golden_step):
@@ -193,14 +191,12 @@ def by_hand(run, batches):
     for step in range(config.steps):
         optimizer.zero_grad()
         for batch in batches[step * config.accumulate :][: config.accumulate]:
-            latents, n = run.latents(batch), batch.shots
-            supports = torch.cat([latents[:, 2 : 2 + n], latents[:, 2 + n :]], dim=2).reshape(
-                -1, 8, 8, 8
-            )
+            latents, n = run.step_input(batch), batch.shots
+            supports, query = torch.cat(latents.supports, dim=1), latents.query  # [B*S, 8, 8, 8]
             timestep, text = torch.tensor(1), run.text["train"]
             bank = unet.encode_support(supports, timestep, text.expand(len(supports), -1, -1), n)
-            masks = unet.segment(latents[:, 0], timestep, text.expand(len(latents), -1, -1), bank)
-            (torch.nn.functional.mse_loss(masks, latents[:, 1]) / config.accumulate).backward()
+            masks = unet.segment(query, timestep, text.expand(len(query), -1, -1), bank)
+            (torch.nn.functional.mse_loss(masks, latents.goal) / config.accumulate).backward()
         norms.append(torch.nn.utils.clip_grad_norm_(unet.parameters(), config.clip).item())
         for group in optimizer.param_groups:
             group["lr"] = 1e-7 + (config.lr - 1e-7) * (1 - step / config.steps)
@@ -229,16 +225,24 @@ def test_steps_are_those_of_a_loop_written_by_hand(trainer):
 def test_the_latents_are_samples_or_means_of_the_vae(trainer):
     run = trainer()
     batch = batches_of(run)[0]
-    sampled = run.latents(batch)
+    sampled = run.step_input(batch)
     run.config.sample_posterior = False
-    means = run.latents(batch)
+    means, shots = run.step_input(batch), batch.shots
+
+    def latents(step, row):
+        """Query, target, supports and painted masks of an episode, in the order of its noise."""
+        supports = [part.unflatten(0, (-1, shots))[row] for part in step.supports]
+        return torch.cat([step.query[row, None], step.goal[row, None], *supports])
+
     for row, index in enumerate(batch.indices):
-        pixels = batch.pictures[row].float() / 127.5 - 1
-        posterior = run.vae.encode(pixels).latent_dist
+        query, target = batch.query[row, None], batch.target[row, None]
+        pixels = torch.cat([query, target, batch.supports[row], batch.painted[row]])
+        posterior = run.vae.encode(pixels.float() / 127.5 - 1).latent_dist
         noise = run.episodes.noise(index, posterior.mean.shape)
-        torch.testing.assert_close(means[row], posterior.mean * 0.6, atol=1e-5, rtol=1e-5)
-        drawn = (posterior.mean + posterior.std * noise) * 0.6  # the factor of the tiny base
-        torch.testing.assert_close(sampled[row], drawn, atol=1e-5, rtol=1e-5)
+        want = posterior.mean * 0.6  # the factor of the tiny base
+        torch.testing.assert_close(latents(means, row), want, atol=1e-5, rtol=1e-5)
+        want = (posterior.mean + posterior.std * noise) * 0.6
+        torch.testing.assert_close(latents(sampled, row), want, atol=1e-5, rtol=1e-5)
 
 
 # ---- options ----

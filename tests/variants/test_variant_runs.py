@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from training_runs import batches_of, differing, log_lines, reset_accelerate, weights
+from training_runs import (
+    batches_of,
+    differing,
+    log_lines,
+    pixel_reader,
+    reset_accelerate,
+    weights,
+)
 
 from diffews import DiffewsUNet, load_pipeline
 from diffews.cli.main import main
 from diffews.cli.settings import TrainConfig, load
 from diffews.data.latents import LatentCache
-from diffews.data.training import PixelSource, TrainingBatch
+from diffews.data.training import TrainingBatch
 from diffews.models.token_unet import TokenUNet
 from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
 
@@ -72,6 +79,9 @@ def variant_run(train_words, tmp_path_factory):
         return made[words]
 
     return call
+
+
+BY_FIELD = ("query", "target", "supports", "painted")  # of a batch of the released injection
 
 
 def read(file: Path):
@@ -157,9 +167,8 @@ def test_noise_and_timesteps_are_a_function_of_seed_and_index(trainer, generatio
     whole = run.step_input(first)
     assert whole.timestep.shape == (2,)
     for row, index in enumerate(first.indices):
-        alone = TrainingBatch(
-            [first.episodes[row]], [index], first.shots, first.pictures[row : row + 1]
-        )
+        fields = {name: getattr(first, name)[[row]] for name in BY_FIELD}
+        alone = TrainingBatch([first.episodes[row]], [index], first.shots, **fields)
         step = run.step_input(alone)
         assert torch.equal(step.query[0], whole.query[row]) and torch.equal(
             step.goal[0], whole.goal[row]
@@ -167,9 +176,7 @@ def test_noise_and_timesteps_are_a_function_of_seed_and_index(trainer, generatio
         assert step.timestep[0] == whole.timestep[row]
     again, other = run.step_input(first), trainer(f"generation={generation}", "seed=7", out="other")
     assert torch.equal(again.query, whole.query)
-    elsewhere = other.step_input(
-        TrainingBatch(first.episodes, first.indices, first.shots, first.pictures)
-    )
+    elsewhere = other.step_input(first)
     assert not torch.equal(elsewhere.timestep, whole.timestep)
     assert not torch.equal(run.step_input(second).timestep, whole.timestep)
 
@@ -221,26 +228,36 @@ def test_a_cache_keeps_both_pictures_of_a_mask(trainer, tmp_path):
     run = trainer(
         "injection=multiplication_rgb", "supervision=real_foreground", f"cache={tmp_path / 'cache'}"
     )
-    cache = run.source()
+    cache = run.episode_reader()
     assert isinstance(cache, LatentCache)
     assert {name for _, _, name in cache.keys} == {"", "masked", "real_foreground"}
     episode = run.episodes.draw(0, 2)
-    pixels = PixelSource(run.benchmark, 32, run.renderings).read(episode)
-    with torch.no_grad():
-        posterior = run.vae.encode(pixels.float() / 127.5 - 1).latent_dist
-    moments = cache.read(episode)
-    torch.testing.assert_close(moments[:, 0], posterior.mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(moments[:, 1], posterior.std, rtol=1e-4, atol=1e-5)
+    pixels, moments = pixel_reader(run).read(episode), cache.read(episode)
+    assert pixels.keys() == moments.keys() == {"query", "target", "painted"}
+    for name, rgb in pixels.items():
+        with torch.no_grad():
+            posterior = run.vae.encode(rgb.reshape(-1, 3, 32, 32).float() / 127.5 - 1).latent_dist
+        want = torch.stack([posterior.mean, posterior.std], dim=1)
+        torch.testing.assert_close(
+            moments[name].reshape(want.shape), want, rtol=1e-4, atol=1e-5, msg=name
+        )
 
 
-def test_a_pooled_mask_is_kept_as_its_share_of_each_latent(trainer, tmp_path):
-    run = trainer("injection=attention_mask", f"cache={tmp_path / 'cache'}")
-    cache, episode = run.source(), run.episodes.draw(0, 1)
-    white = PixelSource(run.benchmark, 32).read(episode)[3, 0].float() / 255  # [32, 32]
-    shares = white.reshape(8, 4, 8, 4).mean((1, 3))
-    mean, deviation = cache.read(episode)[3]
-    torch.testing.assert_close(mean * 0.6, shares.expand(4, -1, -1))  # the factor of the tiny base
-    assert not deviation.any()
+@pytest.mark.parametrize("injection", ["attention_mask", "multiplication_latent"])
+def test_an_injection_that_reads_masks_gets_them_whole_from_cache_and_disk(
+    trainer, tmp_path, injection
+):
+    run = trainer(f"injection={injection}", f"cache={tmp_path / 'cache'}")
+    from_disk = batches_of(run)[0]
+    from_cache = run.batch_reader(run.episode_reader()).read(0)
+    assert from_disk.painted is None and from_cache.painted is None
+    assert from_disk.masks.shape == (2, from_disk.shots, 32, 32)
+    assert torch.equal(from_disk.masks, from_cache.masks)
+
+    one, other = run.step_input(from_disk), run.step_input(from_cache)
+    assert one.masks.shape == (2 * one.shots, 32, 32) and torch.equal(one.masks, other.masks)
+    (mine,), (theirs,) = one.supports, other.supports
+    assert torch.equal(mine, theirs)
 
 
 def test_a_cache_of_other_pictures_is_refused(train, refused, train_words, tmp_path):
