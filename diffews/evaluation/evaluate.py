@@ -29,8 +29,7 @@ from diffews.evaluation.records import Record, Records, summarize
 from diffews.images.drawing import panel, save_grid, save_image
 from diffews.images.masks import above_threshold, scores_and_limit
 from diffews.images.tensors import resize_scores, to_pixels
-from diffews.models.find import WeightSource, hash_weights
-from diffews.models.vae import hash_small_vae
+from diffews.models.find import WeightSource, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
     auto_batch,

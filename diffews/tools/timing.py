@@ -24,10 +24,10 @@ from diffews.images.masks import above_threshold
 from diffews.images.tensors import to_pixels
 from diffews.models.find import WeightSource
 from diffews.models.unet import DiffewsUNet
-from diffews.models.vae import decode_latents, load_small_vae
+from diffews.models.vae import decode_latents
+from diffews.models.weights import load_small_vae
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
-    Speed,
     auto_batch,
     device_name,
     exact_arithmetic,
@@ -37,7 +37,7 @@ from diffews.runtime.device import (
     vae_dtype,
 )
 from diffews.runtime.files import read_json, versions
-from diffews.runtime.loading import open_pipeline, settle_fast, speed_up
+from diffews.runtime.loading import Speed, open_pipeline, settle_fast
 from diffews.training.adapters import make_optimizer
 from diffews.training.step import StepInput, TrainingStep, encode_moments
 
@@ -148,13 +148,13 @@ def random_pipeline(config: BenchmarkConfig, device: torch.device) -> DiffewsPip
     torch.nn.Module.to(vae, vae_dtype(dtype))
     text = {name: torch.randn(1, n, unet.config.cross_attention_dim) for name, n in (("eval", 2), ("train", 77))}
     small = {
-        part: load_small_vae(folder, part, vae.config, vae.dtype, config.allow_bin)  # type: ignore[arg-type]
+        part: load_small_vae(folder, part, vae, config.allow_bin)
         for part, folder in (("encoder", config.encoder), ("decoder", config.decoder))
         if folder is not None
     }
     pipeline = DiffewsPipeline(unet, vae, text, int(config.image_size or 0), **small)
     pipeline.to(device)
-    speed_up(pipeline, Speed(config.channels_last, config.compile, config.low_memory))
+    Speed(config.channels_last, config.compile, config.low_memory).apply(pipeline)
     return pipeline
 
 

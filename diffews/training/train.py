@@ -33,7 +33,8 @@ from diffews.data.training import (
 )
 from diffews.errors import InputError, first_line
 from diffews.images.tensors import to_pixels
-from diffews.models.find import hash_base, hash_vae, latent_factor
+from diffews.models.find import (
+    base_folders, hash_base, hash_vae, latent_factor, refuse_pickles)
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import load_text, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline, check_parts
@@ -78,10 +79,13 @@ class Trainer:
         check_run(self.out, self.identity)
 
         vae_dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32  # fp16 overflows
-        self.vae = load_vae(base, vae_dtype, config.allow_bin).to(process_device(self.accelerator.device))
-        self.text = load_text(base, config.allow_bin)
         with_tokens = self.method.interaction.reads_pixels
-        self.unet = start_unet(base, torch.float32, config.seed, config.allow_bin, with_tokens).train()
+        if not config.allow_bin:
+            encoders = [base / "image_encoder"] if with_tokens else []
+            refuse_pickles(*base_folders(base), base / "unet", *encoders)
+        self.vae = load_vae(base, vae_dtype).to(process_device(self.accelerator.device))
+        self.text = load_text(base)
+        self.unet = start_unet(base, torch.float32, config.seed, with_tokens).train()
         check_parts(self.unet, self.vae, self.text)
         if config.lora:
             torch.manual_seed(config.seed)  # the additions start at random

@@ -15,14 +15,9 @@ import diffews
 from diffews import InputError
 from diffews.cli.settings import DistillConfig
 from diffews.images.masks import quantize, render_masks, scores_and_limit
-from diffews.models.find import hash_vae
-from diffews.models.vae import (
-    check_small_vae,
-    decode_latents,
-    encode_latents,
-    load_small_vae,
-)
-from diffews.models.weights import load_vae
+from diffews.models.find import check_small_vae, hash_vae
+from diffews.models.vae import decode_latents, encode_latents
+from diffews.models.weights import load_small_vae, load_vae
 from diffews.tools.distill import (
     crop_mask,
     decoder_multiply_adds,
@@ -67,7 +62,7 @@ def masks():
 
 
 def load(folder, vae, part="decoder", **keys):
-    return load_small_vae(folder, part, vae.config, torch.float32, **keys)
+    return load_small_vae(folder, part, vae, **keys)
 
 
 def rewrite(file, **values):
