@@ -25,8 +25,7 @@ from diffews.evaluation.groups import (
 from diffews.evaluation.metrics import boundary_counts, intersection_and_union
 from diffews.evaluation.records import Record, Records, summarize
 from diffews.images.drawing import panel, save_grid, save_image
-from diffews.models.find import WeightSource, hash_weights
-from diffews.models.vae import hash_small_vae
+from diffews.models.find import WeightSource, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
     auto_batch, device_name, memory_advice, pick_device, process_device)
@@ -94,7 +93,8 @@ def evaluate(
         start, rounds = time.perf_counter(), range(0, len(groups), world.num_processes)
         own = stream(read, groups[world.process_index :: world.num_processes], config.workers,
                      device.type == "cuda")
-        thresholds = [(config.threshold, config.threshold_rule), *(at for _, *at in sweep(config))]
+        thresholds = [(config.threshold, config.threshold_rule),
+                      *((threshold, rule) for _, threshold, rule in sweep(config))]
         answers: deque[Answer] = deque()
         bar = tqdm(total=len(dataset), initial=min(done, len(dataset)), unit="episode",
                    disable=not is_main)

@@ -51,8 +51,9 @@ class Group:
 
     def pin_memory(self) -> "Group":
         """Returns the group in memory from which a GPU can copy while it computes."""
-        pinned = {name: value.pin_memory() for name, value in vars(self).items()
-                  if isinstance(value, Tensor) and name != "distinct"}
+        pinned: dict[str, Any] = {
+            name: value.pin_memory() for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "distinct"}
         return dataclasses.replace(self, **pinned)
 
 

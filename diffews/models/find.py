@@ -1,9 +1,9 @@
-"""Finds weights in every layout of the released weights, Stable Diffusion folders, and our own; loads nothing."""
+"""Finds weights in every layout of the released ones, of Stable Diffusion, and our own; loads nothing."""
 
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,26 @@ from diffews.runtime.files import hash_files, read_json, write_atomic
 RECORD = "diffews.json"  # written beside trained weights: base, image size, config, versions
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
-MODEL_FILES = ("vae/*", "text*", "tokenizer/*")  # what evaluation reads of a base
-BASE_FILES = ("unet/*", "image_encoder/*", *MODEL_FILES)  # and training
+
+# what is fetched from the hub
+MODEL_FILES = ("vae/*", "text*", "tokenizer/*")  # evaluation reads these of a base
+BASE_FILES = ("unet/*", "image_encoder/*", *MODEL_FILES)  # and training these
+SMALL_VAE_FILES = ("config.json", RECORD, "diffusion_pytorch_model*")
+
+# a module's weights: the first of these that its folder holds
+SAFETENSORS = [
+    f"{stem}.{suffix}" for suffix in ("safetensors", "safetensors.index.json", "fp16.safetensors")
+    for stem in ("diffusion_pytorch_model", "model")]
+PICKLES = ["diffusion_pytorch_model.bin", "pytorch_model.bin"]
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where a model's parts lie: the weight dir, its UNet's folder, the base, and what was recorded in training."""
+    """Where a model's parts lie.
+
+    path: the weight dir. unet: the folder of its UNet. base: the folder with VAE and text.
+    record: what training wrote into the weight dir's diffews.json; empty for released weights.
+    """
 
     path: Path
     unet: Path
@@ -28,7 +41,12 @@ class WeightSource:
     record: dict[str, Any] = field(default_factory=dict)
 
     def image_size(self, asked: int | None = None) -> int:
-        """Returns the side in pixels to work at: asked, else recorded, else 512; checked against the VAE's factor."""
+        """Returns the side in pixels to work at: as asked, else as recorded, else 512.
+
+        Raises:
+            InputError: for a size that is not a multiple of the VAE's factor.
+
+        """
         size = asked or self.record.get("image_size", DEFAULT_IMAGE_SIZE)
         if not isinstance(size, int):
             raise InputError(f"{self.path / RECORD}: image_size is {size!r}, not an integer")
@@ -36,24 +54,43 @@ class WeightSource:
         return size
 
 
+# ---- weight dirs and bases ----
+
+
 def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightSource:
-    """Finds the UNet in DIR/unet/unet, DIR/unet or DIR, and the base that goes with it; loads nothing."""
+    """Finds the UNet in DIR/unet/unet, DIR/unet or DIR, and the base that goes with it.
+
+    weight: the weight dir. base: folder or hub id; where None, as `find_base` finds it.
+
+    Raises:
+        InputError: for a folder that is missing, or in which nothing is found.
+
+    """
     folder = Path(weight)
     if not folder.is_dir():
-        raise InputError(f"weight={weight}: no such folder; see weight/README.md for where weights can be had")
+        raise InputError(
+            f"weight={weight}: no such folder; see weight/README.md for where weights can be had")
+
     for candidate in (folder / "unet" / "unet", folder / "unet", folder):
         if (candidate / "config.json").is_file():
             break
     else:
         raise InputError(f"weight={weight}: no config.json in unet/unet, unet or the folder itself")
+
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     return WeightSource(folder, candidate, find_base(folder, base, record), record)
 
 
 def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> Path:
-    """Finds the base: as given (folder or hub id), as recorded, or one of two names beside the weight dir."""
+    """Finds a weight dir's base: as given, as recorded, or one of two names beside the weight dir.
+
+    Raises:
+        InputError: when there is none; it names every place that was tried.
+
+    """
     if base is not None:
         return check_base(resolve(str(base)), f"base={base}")
+
     beside = Path(os.path.abspath(folder)).parent  # of a link itself, not of what it points to
     candidates = [beside / "base", beside / DEFAULT_BASE]
     if "base" in record:
@@ -62,35 +99,59 @@ def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> 
     for candidate in candidates:
         if (candidate / "vae").is_dir():
             return check_base(candidate, f"base {candidate}")
-    names = ", ".join(str(candidate) for candidate in candidates)
-    recorded = "" if "base" in record else "nothing recorded in the weight dir, "
-    raise InputError(f"no base (VAE and text encoder) for {folder}: {recorded}tried {names}; give base=DIR")
+
+    nothing = "" if "base" in record else "nothing recorded in the weight dir, "
+    raise InputError(
+        f"no base (VAE and text encoder) for {folder}: {nothing}"
+        f"tried {', '.join(map(str, candidates))}; give base=DIR")
 
 
 def check_base(base: Path, name: str) -> Path:
-    """Checks that a base has a VAE and the text condition, or what computes it."""
+    """Returns the base if it has a VAE and the text condition, or what computes it.
+
+    name: what errors call it, such as `base=DIR`.
+    """
     if not base.is_dir():
-        raise InputError(f"{name}: no such folder; see weight/README.md for where a base can be had")
+        raise InputError(
+            f"{name}: no such folder; see weight/README.md for where a base can be had")
     if not (base / "vae" / "config.json").is_file():
-        raise InputError(f"{name}: no vae/config.json in it; a base has the layout of Stable Diffusion")
-    if not (base / "text.safetensors").is_file() and not (base / "text_encoder" / "config.json").is_file():
+        raise InputError(
+            f"{name}: no vae/config.json in it; a base has the layout of Stable Diffusion")
+    texts = (base / "text.safetensors", base / "text_encoder" / "config.json")
+    if not any(file.is_file() for file in texts):
         raise InputError(f"{name}: neither text.safetensors nor text_encoder/config.json in it")
     return base
 
 
 def resolve(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
-    """Returns a local folder as it is, and fetches a hub id such as `owner/name` through huggingface_hub."""
+    """Returns a local folder as it is, and fetches a hub id such as `owner/name` from the hub.
+
+    patterns: the files of the hub's repository that are wanted.
+    """
     path = Path(name)
-    if path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.parent.exists():
+    is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.parent.exists()
+    if path.exists() or not is_hub_id:
         return path
+
     from huggingface_hub import snapshot_download
 
     with refuse(f"{name} is no folder and could not be fetched from the hub"):
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
 
 
+# ---- sizes ----
+
+
+def latent_factor(block_out_channels: Sequence[int]) -> int:
+    """Returns how many pixels make one latent along a side in a VAE of these blocks.
+
+    Each block but the last halves: 8 for Stable Diffusion's four.
+    """
+    return 2 ** (len(block_out_channels) - 1)
+
+
 def vae_factor(base: Path) -> int:
-    """Returns how many pixels make one latent along a side: 8 for Stable Diffusion."""
+    """Returns the `latent_factor` of a base's VAE."""
     config = base / "vae" / "config.json"
     channels = read_json(config).get("block_out_channels")
     if not isinstance(channels, list) or not channels:
@@ -98,60 +159,128 @@ def vae_factor(base: Path) -> int:
     return latent_factor(channels)
 
 
-def latent_factor(block_out_channels: Sequence[int]) -> int:
-    """Returns how many pixels make one latent along a side in a VAE of these blocks: each but the last halves."""
-    return 2 ** (len(block_out_channels) - 1)
-
-
 def check_image_size(size: int, base: Path) -> None:
     """Raises InputError unless the size is a multiple of the VAE's factor."""
     factor = vae_factor(base)
     if size < factor or size % factor:
-        raise InputError(f"image_size={size} is not a multiple of {factor}, the factor of the VAE in {base}")
+        raise InputError(
+            f"image_size={size} is not a multiple of {factor}, the factor of the VAE in {base}")
 
 
-def weight_files(folder: Path, allow_bin: bool = True) -> list[Path]:
-    """Returns the files that hold a module's weights: one file, or the index and its shards."""
-    stems = ("diffusion_pytorch_model", "model")
-    suffixes = [".safetensors", ".safetensors.index.json", ".fp16.safetensors"]
-    for name in (stem + suffix for suffix in suffixes for stem in stems):
-        if (folder / name).is_file():
-            shards: set[Path] = set()
-            if ".index." in name:
-                index = read_json(folder / name).get("weight_map")
-                if not isinstance(index, dict):
-                    raise InputError(f"{folder / name} lacks the key 'weight_map'")
-                shards = {folder / str(shard) for shard in index.values()}
-            return [folder / name, *sorted(shards)]
-    for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            if allow_bin:
-                return [folder / name]
+def check_small_vae(
+        folder: Path, part: str, vae_config: Mapping[str, Any], vae_sha256: str | None) -> None:
+    """Checks, by its config alone, that part of an AutoencoderTiny can stand in for the base's.
+
+    part: "encoder" or "decoder". vae_config: of the base's VAE. vae_sha256: its `hash_vae`, which
+    is compared with what the folder records, if both are known.
+
+    Raises:
+        InputError: for a folder that is missing or does not fit.
+
+    """
+    if not folder.is_dir():
+        raise InputError(
+            "no such folder; give a small VAE (AutoencoderTiny), or leave the key out to use the "
+            "base's")
+    config = read_json(folder / "config.json")
+    kind = config.get("_class_name")
+    if kind != "AutoencoderTiny":
+        raise InputError(f"_class_name in config.json is {kind!r}; give an AutoencoderTiny")
+
+    # its latents must be those of the VAE: as many channels, each as many pixels wide
+    stages = len(config.get(f"num_{part}_blocks", (0,) * 4))
+    step = config.get("upsampling_scaling_factor", 2) if part == "decoder" else 2
+    channels, factor = config.get("latent_channels", 4), step ** (stages - 1)
+    for what, has, wants in (
+            ("latent channels", channels, vae_config["latent_channels"]),
+            ("pixels a latent", factor, latent_factor(vae_config["block_out_channels"]))):
+        if has != wants:
             raise InputError(
-                f"{folder / name} is a pickle; convert it to safetensors, or allow it with allow_bin=true"
-            )
-    raise InputError(f"{folder}: no {stems[0]}.safetensors in it")
+                f"it has {has} {what}, the base's VAE has {wants}; give one that was made for "
+                "this VAE")
+
+    # and it must have been made for this use
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if part == "encoder" and record.get("part") == "decoder":
+        raise InputError(
+            "only its decoder was trained (`diffews distill-decoder`); use it as decoder=")
+    if vae_sha256 and record.get("vae_sha256", vae_sha256) != vae_sha256:
+        raise InputError(
+            "it was distilled from another VAE than the base's; make one with "
+            "`diffews distill-decoder`")
+
+
+# ---- weight files, their hashes, and the record beside them ----
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files that hold a module's weights: one file, or the index and its shards."""
+    file = _weight_file(folder)
+    if file is None:
+        raise InputError(f"{folder}: no {SAFETENSORS[0]} in it")
+    if ".index." not in file.name:
+        return [file]
+    shards = read_json(file).get("weight_map")
+    if not isinstance(shards, dict):
+        raise InputError(f"{file} lacks the key 'weight_map'")
+    return [file, *sorted({folder / str(shard) for shard in shards.values()})]
+
+
+def refuse_pickles(*folders: Path) -> None:
+    """Raises InputError if any of these folders has its weights in a pickle.
+
+    Whoever loads a model asks this first, unless the user allows pickles with `allow_bin`; the
+    loaders take what they find, a pickle with torch's weights-only unpickler.
+    """
+    for file in map(_weight_file, folders):
+        if file is not None and file.name in PICKLES:
+            raise InputError(
+                f"{file} is a pickle; convert it to safetensors, or allow it with allow_bin=true")
+
+
+def _weight_file(folder: Path) -> Path | None:
+    files = (folder / name for name in SAFETENSORS + PICKLES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def base_folders(base: Path) -> list[Path]:
+    """Returns the folders of a base whose weights evaluation loads."""
+    text_is_kept = (base / "text.safetensors").is_file()
+    return [base / "vae"] if text_is_kept else [base / "vae", base / "text_encoder"]
 
 
 def hash_weights(source: WeightSource) -> dict[str, str]:
-    """Returns the sha256 of the UNet's weight files and of the base's: VAE with its config, and text condition."""
-    return {"weight_sha256": hash_files(weight_files(source.unet)), "base_sha256": hash_base(source.base)}
+    """Returns the sha256 of the UNet's weights and of the base, under the keys of result.json."""
+    return {
+        "weight_sha256": hash_files(weight_files(source.unet)),
+        "base_sha256": hash_base(source.base)}
 
 
 def hash_base(base: Path) -> str:
-    """Returns the sha256 of a base's VAE, its config (which scales latents), and what the text is made of."""
+    """Returns the sha256 of a base: its VAE as in `hash_vae`, and what the text is made of."""
     text = base / "text.safetensors"
     texts = [text] if text.is_file() else weight_files(base / "text_encoder")
     return hash_files([*weight_files(base / "vae"), base / "vae" / "config.json", *texts])
 
 
 def hash_vae(base: Path) -> str:
-    """Returns the sha256 of a base's VAE: its weights and its config, which scales latents."""
+    """Returns the sha256 of a base's VAE: its weights, and its config, which scales latents."""
     return hash_files([*weight_files(base / "vae"), base / "vae" / "config.json"])
 
 
+def hash_small_vae(folder: str) -> str:
+    """Returns the sha256 of a small VAE's weights and config; `folder` may be a hub id."""
+    found = resolve(folder, SMALL_VAE_FILES)
+    return hash_files([*weight_files(found), found / "config.json"])
+
+
 def write_record(folder: Path, place: Path, record: dict[str, Any]) -> None:
-    """Writes diffews.json into a folder that will lie at `place`; a local base is recorded relative to it."""
+    """Writes diffews.json into a folder that will lie at `place`.
+
+    record: what to keep; its `base`, if it is a folder, is written relative to `place`, so that
+    both can move together.
+    """
     base = str(record["base"])
-    relative = os.path.relpath(Path(base).resolve(), place.resolve()) if Path(base).exists() else base
-    write_atomic(folder / RECORD, json.dumps({**record, "base": relative}, indent=1) + "\n")
+    if Path(base).exists():
+        base = os.path.relpath(Path(base).resolve(), place.resolve())
+    write_atomic(folder / RECORD, json.dumps({**record, "base": base}, indent=1) + "\n")

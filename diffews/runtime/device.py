@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -11,15 +10,6 @@ from diffews.errors import InputError
 
 MOST_BATCH = 32  # beyond it a GPU gains nothing
 CPU_PIXELS = 8 * 64 * 64  # of a batch; a larger one leaves the caches and is no faster
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What trades the exact path for speed or memory; every one of these may flip pixels that sit on the threshold."""
-
-    channels_last: bool = False  # the memory layout that convolutions are fastest in
-    compile: bool = False  # torch.compile of UNet and VAE: minutes at the start
-    low_memory: bool = False  # parts wait in main memory, the VAE takes one picture at a time
 
 
 def pick_device(name: str) -> torch.device:

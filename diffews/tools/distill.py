@@ -15,7 +15,7 @@ from tqdm import tqdm
 from diffews.cli.settings import DistillConfig
 from diffews.images.files import find_masks, open_mask
 from diffews.images.paint import render_masks
-from diffews.models.find import hash_vae, write_record
+from diffews.models.find import hash_vae, refuse_pickles, write_record
 from diffews.models.vae import decode_latents, encode_latents
 from diffews.models.weights import load_vae
 from diffews.runtime.device import exact_arithmetic, memory_advice, pick_device
@@ -33,7 +33,9 @@ def distill_decoder(config: DistillConfig, base: Path, out: Path) -> tuple[int, 
     """
     exact_arithmetic(config.threads)
     device = pick_device(config.device)
-    vae = load_vae(base, torch.float32, config.allow_bin).to(device, memory_format=torch.channels_last)
+    if not config.allow_bin:
+        refuse_pickles(base / "vae")
+    vae = load_vae(base, torch.float32).to(device, memory_format=torch.channels_last)
     torch.manual_seed(config.seed)
     small = make_small_vae(vae, config.channels, config.blocks).to(device, memory_format=torch.channels_last)
     with memory_advice():

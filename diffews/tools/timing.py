@@ -22,13 +22,12 @@ from diffews.evaluation.groups import Group, answer_group, segment_group
 from diffews.images.paint import to_pixels
 from diffews.models.find import WeightSource
 from diffews.models.unet import DiffewsUNet
-from diffews.models.vae import load_small_vae
+from diffews.models.weights import load_small_vae
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
-    Speed, auto_batch, device_name, exact_arithmetic, memory_advice, pick_device, torch_dtype,
-    vae_dtype)
+    auto_batch, device_name, exact_arithmetic, memory_advice, pick_device, torch_dtype, vae_dtype)
 from diffews.runtime.files import read_json, versions
-from diffews.runtime.loading import open_pipeline, settle_fast, speed_up
+from diffews.runtime.loading import Speed, open_pipeline, settle_fast
 from diffews.tools.arithmetic import count_parts, count_tflop, make_twin
 from diffews.training.adapters import make_optimizer
 from diffews.training.step import TrainingStep, encode_batch
@@ -179,11 +178,11 @@ def random_pipeline(config: BenchmarkConfig, device: torch.device) -> DiffewsPip
     text = {name: torch.randn(1, n, channels) for name, n in (("eval", 2), ("train", 77))}
     folders: dict[Literal["encoder", "decoder"], str | None] = {
         "encoder": config.encoder, "decoder": config.decoder}
-    small = {part: load_small_vae(folder, part, vae.config, vae.dtype, config.allow_bin)
+    small = {part: load_small_vae(folder, part, vae, config.allow_bin)
              for part, folder in folders.items() if folder is not None}
     pipeline = DiffewsPipeline(unet, vae, text, int(config.image_size or 0), **small)
     pipeline.to(device)
-    speed_up(pipeline, Speed(config.channels_last, config.compile, config.low_memory))
+    Speed(config.channels_last, config.compile, config.low_memory).apply(pipeline)
     return pipeline
 
 

@@ -29,7 +29,8 @@ from diffews.errors import InputError, first_line
 from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores
 from diffews.images.drawing import panel, save_image
-from diffews.models.find import hash_base, hash_vae, latent_factor
+from diffews.models.find import (
+    base_folders, hash_base, hash_vae, latent_factor, refuse_pickles)
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import check_parts, load_text, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline
@@ -97,15 +98,18 @@ class Trainer:
 
         # what is frozen; in fp16 the VAE would overflow
         is_bf16 = self.accelerator.mixed_precision == "bf16"
-        vae = load_vae(base, torch.bfloat16 if is_bf16 else torch.float32, config.allow_bin)
+        reads_pixels = self.method.interaction.reads_pixels
+        if not config.allow_bin:
+            encoders = [base / "image_encoder"] if reads_pixels else []
+            refuse_pickles(*base_folders(base), base / "unet", *encoders)
+        vae = load_vae(base, torch.bfloat16 if is_bf16 else torch.float32)
         self.vae = vae.to(process_device(self.accelerator.device))
         side = config.image_size // latent_factor(vae.config.block_out_channels)
         self.latent = (vae.config.latent_channels, side, side)
-        self.text = load_text(base, config.allow_bin)
+        self.text = load_text(base)
 
         # what trains
-        reads_pixels = self.method.interaction.reads_pixels
-        self.unet = start_unet(base, torch.float32, config.seed, config.allow_bin, reads_pixels)
+        self.unet = start_unet(base, torch.float32, config.seed, reads_pixels)
         self.unet.train()
         check_parts(self.unet, self.vae, self.text)
         if config.lora:

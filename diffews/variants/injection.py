@@ -70,7 +70,8 @@ class AttentionMask(Injection):
 def shares(masks: Tensor | None, features: Tensor) -> Tensor:
     """Share of the foreground under each feature: masks [B, H, W] -> [B, 1, h, w] in [0, 1]."""
     assert masks is not None
-    return F.adaptive_avg_pool2d(masks[:, None].float(), features.shape[-2:]).to(features)
+    height, width = features.shape[-2:]
+    return F.adaptive_avg_pool2d(masks[:, None].float(), (height, width)).to(features)
 
 
 INJECTION: dict[str, Injection] = {

@@ -94,11 +94,35 @@ def test_sharded_files_are_found(base, golden_unet, tmp_path):
 
 def test_pickled_weights_are_read_only_when_that_is_allowed(base, golden_unet, tmp_path):
     golden_unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
-    with pytest.raises(
-        InputError, match=r"diffusion_pytorch_model.bin is a pickle; .*allow_bin=true"
-    ):
+    with pytest.raises(InputError, match=r"diffusion_pytorch_model.bin .*allow_bin=true"):
         load_pipeline(tmp_path, base)
     assert_same_weights(load_pipeline(tmp_path, base, allow_bin=True).unet, golden_unet)
+
+
+def pickled(file):
+    """Puts the weights of a safetensors file into a pickle in its place."""
+    is_clip = file.name == "model.safetensors"
+    moved = file.with_name("pytorch_model.bin") if is_clip else file.with_suffix(".bin")
+    torch.save(load_file(file), moved)
+    file.unlink()
+    return moved
+
+
+@pytest.mark.parametrize("file", [f"vae/{FILE}", "text_encoder/model.safetensors"])
+def test_a_pickled_part_of_the_base_is_read_only_when_that_is_allowed(weight, own_base, file):
+    moved = pickled(own_base / file)
+    with pytest.raises(InputError, match="allow_bin=true") as error:
+        load_pipeline(weight, own_base)
+    assert str(moved) in str(error.value)
+    load_pipeline(weight, own_base, allow_bin=True)
+
+
+def test_what_nobody_reads_may_be_a_pickle(weight, own_base, golden_unet):
+    golden_unet.save_pretrained(own_base / "unet", safe_serialization=False)
+    save_text(load_text(own_base), own_base)
+    pickled(own_base / "text_encoder" / "model.safetensors")
+    (own_base / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"")  # safetensors comes first
+    load_pipeline(weight, own_base)
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -377,7 +401,7 @@ def test_a_vae_is_no_unet(base):
     with pytest.raises(InputError, match="not a DiffewS UNet"):
         load_unet(base / "vae", torch.float32)
     with pytest.raises(InputError, match="tensors"):
-        load_module(DiffewsUNet, base / "vae", torch.float32, False)
+        load_module(DiffewsUNet, base / "vae", torch.float32)
 
 
 # ---- image size, hash ----

@@ -16,14 +16,9 @@ from diffews import InputError
 from diffews.cli.settings import DistillConfig
 from diffews.images.masks import quantize, scores_and_limit
 from diffews.images.paint import render_masks
-from diffews.models.find import hash_vae
-from diffews.models.vae import (
-    check_small_vae,
-    decode_latents,
-    encode_latents,
-    load_small_vae,
-)
-from diffews.models.weights import load_vae
+from diffews.models.find import check_small_vae, hash_vae
+from diffews.models.vae import decode_latents, encode_latents
+from diffews.models.weights import load_small_vae, load_vae
 from diffews.tools.distill import (
     crop_mask,
     decoder_multiply_adds,
@@ -68,7 +63,7 @@ def masks():
 
 
 def load(folder, vae, part="decoder", **keys):
-    return load_small_vae(folder, part, vae.config, torch.float32, **keys)
+    return load_small_vae(folder, part, vae, **keys)
 
 
 def rewrite(file, **values):

@@ -600,6 +600,19 @@ def test_a_base_without_a_part_is_refused(refused, train_words, tiny_base, tmp_p
     assert str(base) in message and part in message
 
 
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_pickled_part_is_read_only_when_that_is_allowed(
+    refused, train, train_words, weighted_base, tmp_path, part
+):
+    file = weighted_base / part / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    message = refused(*train_words, f"base={weighted_base}", f"out={tmp_path / 'refused'}")
+    assert str(file.with_suffix(".bin")) in message and "allow_bin=true" in message
+    assert not (tmp_path / "refused").exists()
+    train(f"base={weighted_base}", "allow_bin=true", "stop_at=1")
+
+
 @pytest.mark.parametrize("lost", ["train2014", "annotations/train2014"])
 def test_training_pictures_that_are_not_there_are_counted(
     refused, train_words, few_shapes, tmp_path, lost
