@@ -138,5 +138,6 @@ class DiffewsUNet(UNet2DConditionModel):
         latents = self.embed(latents)
         if isinstance(text, TextKeys):
             attention["text_keys"] = text
-            text = text.embedding.expand(len(latents), -1, -1)
+            text = text.embedding
+        text = text.expand(len(latents), -1, -1)  # attention rounds otherwise where it broadcasts
         return self(latents, timestep, text, cross_attention_kwargs=attention).sample
