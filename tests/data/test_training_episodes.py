@@ -1,4 +1,4 @@
-"""Training episodes are a function of (seed, index): the same for any workers and ranks, never of a novel class."""
+"""Training episodes are a function of (seed, index), for any workers and ranks; none is novel."""
 
 import json
 import shutil
@@ -56,11 +56,8 @@ def test_more_shots_add_supports_and_change_nothing_else(coco_train):
     episodes = TrainingEpisodes(coco_train, seed=7)
     for index in range(20):
         few, many = episodes.draw(index, 2), episodes.draw(index, 7)
-        assert (few.class_id, few.query, few.supports) == (
-            many.class_id,
-            many.query,
-            many.supports[:2],
-        )
+        assert (few.class_id, few.query) == (many.class_id, many.query)
+        assert few.supports == many.supports[:2]
 
 
 @pytest.mark.parametrize(
@@ -180,18 +177,14 @@ def test_a_pair_of_one_class_has_supports_of_its_own():
     lone = listed({0: [f"{i}" for i in range(50)]})
     episodes = TrainingEpisodes(lone, seed=0, pairs=True)
     one, other = episodes.draw(0, 5), episodes.draw(1, 5)
-    assert (one.query, one.class_id) == (
-        other.query,
-        other.class_id,
-    ) and one.supports != other.supports
+    assert (one.query, one.class_id) == (other.query, other.class_id)
+    assert one.supports != other.supports
 
 
 def test_without_pairs_neighbours_have_nothing_in_common(coco_train):
     episodes = TrainingEpisodes(coco_train, seed=2)
-    assert (
-        sum(episodes.draw(2 * k, 1).query == episodes.draw(2 * k + 1, 1).query for k in range(100))
-        == 0
-    )
+    pairs = [(episodes.draw(2 * k, 1), episodes.draw(2 * k + 1, 1)) for k in range(100)]
+    assert not any(one.query == other.query for one, other in pairs)
 
 
 # ---- classes and masks that cannot be used ----
@@ -217,7 +210,7 @@ def test_skipped_classes_are_told(train, run, train_words, few_shapes, tmp_path)
 
 
 def test_no_class_with_two_pictures_is_an_error():
-    with pytest.raises(InputError, match="no training class has two pictures"):
+    with pytest.raises(InputError, match="two pictures"):
         TrainingEpisodes(listed({1: ["a"], 2: []}), seed=0)
 
 
@@ -250,7 +243,7 @@ def test_an_episode_whose_mask_vanishes_is_drawn_again(vanishing):
 
 def test_masks_that_always_vanish_are_an_error(vanishing):
     vanishing.class_ids, vanishing.images = [1], {1: vanishing.images[1]}
-    with pytest.raises(InputError, match="empty mask at this image size; use a larger one"):
+    with pytest.raises(InputError, match="empty mask"):
         TrainingEpisodes(vanishing, seed=0).batch(reader_of(vanishing), [0], 1)
 
 

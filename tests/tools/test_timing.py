@@ -1,4 +1,4 @@
-"""`diffews benchmark`: a table, JSON in the last line, the protocol's counts; and fp16 that cannot overflow."""
+"""`diffews benchmark`: a table, JSON in the last line, the protocol's counts; fp16 in range."""
 
 import contextlib
 import io
@@ -23,76 +23,60 @@ ROW = {"ms", "all_ms", "batch", "tflop", "tflops", "matrix_tflops", "share_of_ma
 
 
 @pytest.fixture(scope="module")
-def report(weight, base) -> dict:
-    """What the command printed for the golden model: the JSON, and the lines before it as `table`."""
-    words = [
-        f"weight={weight}",
-        f"base={base}",
-        "image_size=64",
-        "device=cpu",
-        "repeats=1",
-        "seconds=0",
-        "batch=2",
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "diffews.runtime.loading.all_cores", lambda: 1
-        )  # busy cores: two threads are slower
-        with (
-            contextlib.redirect_stdout(io.StringIO()) as printed,
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            assert main(["benchmark", *words]) == 0
+def results(weight, base) -> dict:
+    """What the command printed for the golden model: JSON, and the lines before it as `table`."""
+    words = [f"weight={weight}", f"base={base}", "image_size=64", "device=cpu"]
+    words += ["repeats=1", "seconds=0", "batch=2"]
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        # busy cores: two threads are slower
+        patch.setattr("diffews.runtime.loading.all_cores", lambda: 1)
+        assert main(["benchmark", *words]) == 0
     *table, last = printed.getvalue().splitlines()
     assert not any(line.startswith("{") for line in table)
     return {**json.loads(last), "table": table}
 
 
-def test_the_last_line_is_json_whose_ratios_follow_from_the_times(report):
-    measured = report["measured"]
+def test_the_last_line_is_json_whose_ratios_follow_from_the_times(results):
+    measured = results["measured"]
     assert measured.keys() == {"1-shot episode", "5-shot episode", "cached query", "training step"}
-    for title, figures in measured.items():
-        rows = {name: row for name, row in figures.items() if name != "ratio"}
+    for title, timed in measured.items():
+        rows = {name: row for name, row in timed.items() if name != "ratio"}
         assert rows.keys() == ({"plain"} if title == "training step" else SETUPS)
         for row in rows.values():
             assert row.keys() == ROW and row["ms"] in row["all_ms"] and len(row["all_ms"]) == 1
             assert row["tflops"] == pytest.approx(row["tflop"] / row["ms"] * 1e3)
             assert row["share_of_matrix"] == pytest.approx(row["tflops"] / row["matrix_tflops"])
-            assert (
-                0 < row["peak_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            )
+            largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            assert 0 < row["peak_bytes"] <= largest
         if len(rows) == 2:
-            assert figures["ratio"] == pytest.approx(figures["plain"]["ms"] / figures["fast"]["ms"])
-            assert (figures["plain"]["batch"], figures["fast"]["batch"]) == (1, 2)
-    assert report["skipped"] == {}
-    assert (report["device"], report["image_size"], report["cores"]) == ("cpu", 64, os.cpu_count())
-    assert report["versions"]["torch"] == version("torch")
-    plain, fast = report["keys"]["plain"], report["keys"]["fast"]
-    assert (plain["dtype"], plain["batch"], plain["channels_last"], plain["tf32"]) == (
-        "fp32",
-        1,
-        False,
-        False,
-    )
-    assert (fast["dtype"], fast["batch"], fast["channels_last"], fast["fast"]) == (
-        "fp32",
-        2,
-        True,
-        False,
-    )
+            assert timed["ratio"] == pytest.approx(timed["plain"]["ms"] / timed["fast"]["ms"])
+            assert (timed["plain"]["batch"], timed["fast"]["batch"]) == (1, 2)
+    assert results["skipped"] == {}
+    named = [results[key] for key in ("device", "image_size", "cores")]
+    assert named == ["cpu", 64, os.cpu_count()]
+    assert results["versions"]["torch"] == version("torch")
+    plain = {"dtype": "fp32", "batch": 1, "channels_last": False, "tf32": False}
+    fast = {"dtype": "fp32", "batch": 2, "channels_last": True, "fast": False}
+    assert results["keys"]["plain"].items() >= plain.items()
+    assert results["keys"]["fast"].items() >= fast.items()
 
 
-def test_the_table_shows_each_ratio_with_its_two_times(report):
-    text = "\n".join(report["table"])
-    for title, figures in report["measured"].items():
+def test_the_table_shows_each_ratio_with_its_two_times(results):
+    text = "\n".join(results["table"])
+    for title, timed in results["measured"].items():
         assert f"{title:20}plain " in text
-        if "ratio" in figures:
-            times = [f"{figures[name]['ms']:.2f} ms" for name in ("plain", "fast")]
-            assert f"{figures['ratio']:.2f} = {times[0]} / {times[1]}" in text
+        if "ratio" in timed:
+            times = [f"{timed[name]['ms']:.2f} ms" for name in ("plain", "fast")]
+            assert f"{timed['ratio']:.2f} = {times[0]} / {times[1]}" in text
 
 
-def test_the_work_of_episodes_is_the_sum_of_their_parts(report):
-    parts, measured = report["tflop_of_parts"], report["measured"]
+def test_the_work_of_episodes_is_the_sum_of_their_parts(results):
+    parts, measured = results["tflop_of_parts"], results["measured"]
     for shots in (1, 5):
         whole = (1 + 2 * shots) * parts["vae_encode"] + shots * parts["support_pass"]
         whole += parts[f"query_pass_{shots}"] + parts["vae_decode"]
@@ -112,9 +96,8 @@ def test_the_counted_work_of_stable_diffusion_is_the_protocols():
     parts = count_parts(meta, 512)
     assert parts["vae_encode"] == pytest.approx(1.117, rel=0.01)
     assert parts["query_pass_1"] == pytest.approx(0.797 + 0.122, rel=0.01)
-    assert (
-        0.96 * 0.797 < parts["support_pass"] < 0.98 * 0.797
-    )  # the last attention, which nobody reads, is left out
+    # the last attention, which nobody reads, is left out
+    assert 0.96 * 0.797 < parts["support_pass"] < 0.98 * 0.797
     assert parts["vae_decode"] == pytest.approx(2.515, rel=0.01)
     assert parts["query_pass_5"] - parts["query_pass_1"] == pytest.approx(4 * 0.122, rel=0.01)
 
@@ -125,20 +108,12 @@ def test_it_counts_two_for_a_multiply_add():
 
 
 def test_random_weights_are_the_default_and_training_can_be_left_out(run):
-    outcome = run(
-        "benchmark",
-        "shapes=tiny",
-        "image_size=32",
-        "batch=1",
-        "repeats=1",
-        "seconds=0",
-        "train=false",
-        "device=cpu",
-    )
+    words = ["shapes=tiny", "image_size=32", "batch=1", "repeats=1", "seconds=0", "train=false"]
+    outcome = run("benchmark", *words, "device=cpu")
     assert outcome.code == 0, outcome.err
-    report = json.loads(outcome.out.splitlines()[-1])
-    assert report["model"] == "tiny, random weights"
-    assert report["skipped"] == {"training step": "train=false"}
+    results = json.loads(outcome.out.splitlines()[-1])
+    assert results["model"] == "tiny, random weights"
+    assert results["skipped"] == {"training step": "train=false"}
     assert "training step: not measured, train=false" in outcome.out
 
 
@@ -148,37 +123,37 @@ def test_training_needs_the_memory_that_the_reason_names():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "says"),
     [
-        (["shapes=sd15"], "shapes='sd15' is not one of sd21, tiny"),
-        (["image_size=100"], "image_size=100 is not a multiple of 8, the factor of the VAE"),
-        (["shapes=tiny", "image_size=62"], "image_size=62 is not a multiple of 4"),
-        (["base=x"], "base= without weight="),
-        (["repeats=0"], "repeats=0 must be at least 1"),
-        (["weight=nowhere"], "weight=nowhere: no such folder"),
-        (["shapes=tiny", "device=tpu0"], "device=tpu0 cannot be used"),
+        (["shapes=sd15"], ["shapes='sd15'", "sd21, tiny"]),
+        (["image_size=100"], ["image_size=100", "multiple of 8"]),
+        (["shapes=tiny", "image_size=62"], ["image_size=62", "multiple of 4"]),
+        (["base=x"], ["base=", "weight="]),
+        (["repeats=0"], ["repeats=0", "1"]),
+        (["weight=nowhere"], ["weight=nowhere"]),
+        (["shapes=tiny", "device=tpu0"], ["device=tpu0"]),
     ],
 )
-def test_bad_input_is_refused(refused, words, message):
-    assert message in refused("benchmark", *words)
+def test_bad_input_is_refused(refused, words, says):
+    message = refused("benchmark", *words)
+    assert all(part in message for part in says), message
 
 
 def test_a_size_that_the_weights_cannot_take_is_refused(refused, weight, base):
     message = refused("benchmark", f"weight={weight}", f"base={base}", "image_size=100")
-    assert "image_size=100 is not a multiple of 8" in message
+    assert "image_size=100" in message and "multiple of 8" in message
 
 
 # ---- half precision ----
 
 
 def test_a_vae_that_would_overflow_in_fp16_gives_the_same_masks_under_it(picture, square_mask):
-    """Stable Diffusion's VAE overflows in fp16, so it stays in fp32. The trained tiny one is made to."""
+    """Stable Diffusion's VAE overflows in fp16, so it stays in fp32; the tiny one is made to."""
 
     def load(dtype: torch.dtype, factor: float = 2.0**30):
         pipeline = load_pipeline(CHECKOUT / "weight" / "tiny" / "shapes_fold0", dtype=dtype)
-        inner = pipeline.vae.decoder.mid_block.resnets[
-            0
-        ].conv1  # before a norm, which takes the factor out again
+        # before a norm, which takes the factor out again
+        inner = pipeline.vae.decoder.mid_block.resnets[0].conv1
         inner.weight.mul_(factor)
         inner.bias.mul_(factor)
         return pipeline
@@ -195,7 +170,7 @@ def test_a_vae_that_would_overflow_in_fp16_gives_the_same_masks_under_it(picture
     assert 0 < found.mean() < 1
     assert (found == masks(load(torch.float16, factor=1))).mean() > 0.9999
     assert (found == masks(load(torch.float32))).mean() > 0.999
-    half.vae.to(torch.float16)  # what is avoided
-    assert (
-        not half.vae.decode(torch.randn(1, 4, 16, 16, dtype=torch.float16)).sample.isfinite().all()
-    )
+
+    # what is avoided
+    latents = torch.randn(1, 4, 16, 16, dtype=torch.float16)
+    assert not half.vae.to(torch.float16).decode(latents).sample.isfinite().all()

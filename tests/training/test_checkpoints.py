@@ -1,4 +1,4 @@
-"""Checkpoints: a run that stops or is killed anywhere ends in the same bits, and nothing is ever half there."""
+"""Checkpoints: a run that stops anywhere ends in the same bits, and nothing is ever half there."""
 
 import json
 import os

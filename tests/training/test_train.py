@@ -1,4 +1,4 @@
-"""Training: the reference's step and recipe, what LoRA, EMA and checkpointing change, and what is refused."""
+"""Training: the reference's step and recipe, what LoRA and EMA change, and what is refused."""
 
 import copy
 import json

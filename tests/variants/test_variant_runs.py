@@ -1,4 +1,4 @@
-"""Every variant through the command line: trained, evaluated without a further key, cached, stopped and gone on."""
+"""Every variant through the command line: trained, evaluated, cached, stopped and gone on."""
 
 import contextlib
 import io
@@ -63,7 +63,7 @@ KINDS = [
 
 @pytest.fixture(scope="session")
 def variant_run(train_words, tmp_path_factory):
-    """variant_run(*words): the folder of a finished run of that variant, trained once; never written to."""
+    """variant_run(*words): the folder of a finished run, trained once; never written to."""
     folder, made = tmp_path_factory.mktemp("variants"), {}
 
     def call(*words):
