@@ -1,4 +1,4 @@
-"""Plain functions of the training tests: few shapes, a tiny random base, and what a run left behind."""
+"""Plain functions of the training tests: few shapes, a tiny base, what a run left behind."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ ENCODER = (
 
 
 def reset_accelerate() -> None:
-    """Accelerate keeps device, precision and accumulation for the whole process; the next run brings its own."""
+    """Accelerate keeps device and precision for a process; the next run has its own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -42,7 +42,7 @@ def make_few_shapes(out: Path, seed: int = 0, per_class: int = 2) -> Path:
 
 
 def write_tiny_base(folder: Path, seed: int = 0) -> Path:
-    """The layout of `diffews make-tiny-base` with a VAE that has learnt nothing; training starts from the seed."""
+    """As `diffews make-tiny-base` writes it, but the VAE has learnt nothing."""
     torch.manual_seed(seed)
     AutoencoderKL(**VAE, scaling_factor=0.6).save_pretrained(folder / "vae")
     DiffewsUNet(**UNET).save_config(folder / "unet")
