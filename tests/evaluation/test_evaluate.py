@@ -203,6 +203,7 @@ def test_a_run_that_stopped_anywhere_goes_on_to_the_same_bytes(
     assert result(out)["episodes"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(golden_words, evaluate, records, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(
