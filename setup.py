@@ -17,7 +17,7 @@ setup(
     license="BSD-2-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["diffews", "diffews.*"]),
-    package_data={"diffews.data": ["splits/*", "splits/*/*"]},
+    package_data={"diffews": ["py.typed"], "diffews.data": ["splits/*", "splits/*/*"]},
     entry_points={"console_scripts": ["diffews = diffews.cli.main:main"]},
     extras_require={
         "lora": ["peft>=0.14"],  # lora=

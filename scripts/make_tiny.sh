@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Trains the tiny weights from nothing: shapes, VAE, and the UNet of each fold; then measures them on other shapes.
-# bash scripts/make_tiny.sh OUT [FOLD ...]     (all four folds; weight/tiny was made by  bash scripts/make_tiny.sh runs/tiny)
+# Trains the tiny weights from nothing: shapes, VAE, and the UNet of each fold; then measures them
+# on other shapes. weight/tiny was made by  bash scripts/make_tiny.sh runs/tiny
+# bash scripts/make_tiny.sh OUT [FOLD ...]     (all four folds)
 [ $# -ge 1 ] || { echo "usage: bash $0 OUT [FOLD ...]" >&2; exit 2; }
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
@@ -12,13 +13,16 @@ diffews() { "$PYTHON" -m diffews "$@"; }
 [ -d "$out/shapes_seed1" ] || diffews make-shapes out="$out/shapes_seed1" seed=1 # to test on
 [ -d "$out/base" ] || diffews make-tiny-base data="$out/shapes_seed0" out="$out/base"
 for fold in ${*:-0 1 2 3}; do
-  diffews train config="$root/configs/tiny.yaml" base="$out/base" data="$out/shapes_seed0" fold="$fold" \
-    cache="$out/cache_fold$fold" out="$out/train_fold$fold" resume=latest
-  [ -d "$out/shapes_fold$fold" ] || diffews export weight="$out/train_fold$fold" out="$out/shapes_fold$fold"
+  diffews train config="$root/configs/tiny.yaml" base="$out/base" \
+    data="$out/shapes_seed0" fold="$fold" cache="$out/cache_fold$fold" \
+    out="$out/train_fold$fold" resume=latest
+  [ -d "$out/shapes_fold$fold" ] ||
+    diffews export weight="$out/train_fold$fold" out="$out/shapes_fold$fold"
   for shots in 1 5; do
-    diffews eval weight="$out/shapes_fold$fold" data="$out/shapes_seed1" shots=$shots drawn_shots=5 episodes=600 \
-      out="$out/eval_fold$fold/${shots}shot" | tail -n 1
+    diffews eval weight="$out/shapes_fold$fold" data="$out/shapes_seed1" shots=$shots \
+      drawn_shots=5 episodes=600 out="$out/eval_fold$fold/${shots}shot" | tail -n 1
   done
-  diffews baselines weight="$out/shapes_fold$fold" data="$out/shapes_seed1" drawn_shots=5 episodes=600 \
-    runs="$out/eval_fold$fold/1shot,$out/eval_fold$fold/5shot" out="$out/eval_fold$fold/table.json"
+  diffews baselines weight="$out/shapes_fold$fold" data="$out/shapes_seed1" drawn_shots=5 \
+    episodes=600 runs="$out/eval_fold$fold/1shot,$out/eval_fold$fold/5shot" \
+    out="$out/eval_fold$fold/table.json"
 done

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Evaluates whatever weights are there and prints the paper's tables 2 (strict) and 1 (in-context) beside the published
-# figures. Interrupt it and start it again: it goes on.
-# bash scripts/reproduce_tables.sh [weights=DIR] [data=DIR] [out=DIR] [key=value ...]     (other keys go to `diffews eval`)
+# Evaluates whatever weights are there and prints the paper's tables 2 (strict) and 1 (in-context)
+# beside the published figures. Interrupt it and start it again: it goes on.
+# bash scripts/reproduce_tables.sh [weights=DIR] [data=DIR] [out=DIR] [key=value ...]
+# Other keys go to `diffews eval`.
 # Strict: weights/coco_fold0 .. coco_fold3.  In-context: weights/incontext.
 set -euo pipefail
 trap 'exit 130' INT
@@ -21,7 +22,8 @@ strict=() incontext=() missing=() failed=()
 evaluate() { # evaluate WEIGHT BENCHMARK FOLD SHOTS: the folder of the run is left in $run
   run=$out/$(basename "$1")/$2_fold$3_$4shot
   echo "$2, fold $3, $4-shot, $1" >&2
-  "$PYTHON" -m diffews eval weight="$1" data="$data" benchmark="$2" fold="$3" shots="$4" out="$run" "${keys[@]}" | tail -n 1 >&2
+  "$PYTHON" -m diffews eval weight="$1" data="$data" benchmark="$2" fold="$3" \
+    shots="$4" out="$run" "${keys[@]}" | tail -n 1 >&2
 }
 
 for fold in 0 1 2 3; do
@@ -38,7 +40,8 @@ if [ -d "$weights/incontext" ]; then
     [ -d "$data/$folder" ] || { [ "$folder" = COCO2014 ] || missing+=("$data/$folder"); continue; }
     for ((fold = 0; fold < folds; fold++)); do
       for shots in 1 5; do
-        if evaluate "$weights/incontext" $benchmark $fold $shots; then incontext+=("$run"); else failed+=("$run"); fi
+        if evaluate "$weights/incontext" $benchmark $fold $shots; then incontext+=("$run")
+        else failed+=("$run"); fi
       done
     done
   done
@@ -55,4 +58,5 @@ show() { # show TITLE SETTING RUN ...
 [ ${#incontext[@]} -eq 0 ] || show "Table 1: in-context" in-context "${incontext[@]}"
 for name in "${missing[@]}"; do echo "missing, so left out: $name"; done
 for name in "${failed[@]}"; do echo "failed, so left out: $name"; done
-[ ${#strict[@]} -gt 0 ] || [ ${#incontext[@]} -gt 0 ] || { echo "nothing to evaluate; see weight/README.md" >&2; exit 2; }
+[ ${#strict[@]} -gt 0 ] || [ ${#incontext[@]} -gt 0 ] ||
+  { echo "nothing to evaluate; see weight/README.md" >&2; exit 2; }

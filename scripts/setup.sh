@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs what requirements.txt pins, once; with PYTHON=/path/to/python that environment is used as it is.
+# Makes .venv and installs what requirements.txt pins, once; with PYTHON=/path/to/python that
+# environment is used as it is.
 # Other scripts source this file and then call "$PYTHON".
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,4 +1,4 @@
-"""What the benchmark tests share: the golden folders of five benchmarks, ways to damage them, and refusals."""
+"""What the benchmark tests share: golden folders, ways to damage them, and refusals."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory) -> Path:
-    """The golden folders VOC2012, FSS-1000, LVIS, PACO-Part and Pascal-Part, unpacked; never written to."""
+    """Golden folders VOC2012, FSS-1000, LVIS, PACO-Part, Pascal-Part; never written to."""
     folder = tmp_path_factory.mktemp("bench")
     with zipfile.ZipFile(DATA / "goldens_bench.zip") as archive:
         archive.extractall(folder)
@@ -24,7 +24,7 @@ def bench(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def own_bench(bench, tmp_path) -> Callable[[str], Path]:
-    """own_bench("LVIS"): a copy of that folder, which a test may damage; its parent is what `data=` takes."""
+    """own_bench("LVIS"): a copy that a test may damage; its parent is what `data=` takes."""
     return lambda name: shutil.copytree(bench / name, tmp_path / "own" / name)
 
 
@@ -62,7 +62,7 @@ def to_json() -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def bench_words(weight, base) -> Callable[..., list[str]]:
-    """bench_words(benchmark, data): the command line of two episodes at 64 px; `out` is still to be said."""
+    """bench_words(benchmark, data): the command line of two episodes at 64 px, without `out`."""
 
     def words(benchmark: str, data: Path, *more: object) -> list[str]:
         keys = ["fold=0", "image_size=64", "workers=0", "episodes=2"]
@@ -74,7 +74,7 @@ def bench_words(weight, base) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def refused_list(refused, tmp_path) -> Callable[..., str]:
-    """refused_list(benchmark, data): the refusal of lists that give no episodes; no file is left behind."""
+    """refused_list(benchmark, data): the refusal of lists that give no episodes; leaves no file."""
 
     def call(benchmark: str, data: Path, *words: object) -> str:
         file = tmp_path / "list.json"
@@ -89,7 +89,7 @@ def refused_list(refused, tmp_path) -> Callable[..., str]:
 
 @pytest.fixture
 def refused_eval(refused, bench_words, tmp_path) -> Callable[..., str]:
-    """refused_eval(benchmark, data): the refusal of a list or of its first picture; no folder is left behind."""
+    """refused_eval(benchmark, data): the refusal of lists or pictures; leaves no folder."""
 
     def call(benchmark: str, data: Path, *words: object) -> str:
         out = tmp_path / "bad"

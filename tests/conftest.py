@@ -1,4 +1,4 @@
-"""What the tests share: the golden folders, tiny real models, and the command line as a function."""
+"""What the tests share: golden folders, tiny real models, and the command line as a function."""
 
 import contextlib
 import io
@@ -13,9 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before the first import of huggingface_hub: no test reaches for the network
-)
+# before the first import of huggingface_hub: no test reaches for the network
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import diffusers
 import numpy as np
@@ -60,7 +59,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # commands set the number that their `threads` key says
 
 
-# ---- goldens: made by the reference implementation on a tiny random model and synthetic pictures ----
+# ---- goldens: made by the reference on a tiny random model and synthetic pictures ----
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +139,7 @@ def runs_code() -> type[RunsCode]:
 
 @pytest.fixture(scope="session")
 def largest_file() -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """with largest_file(100): no file grows beyond 100 bytes; writing more is a real OSError, as on a full disk."""
+    """with largest_file(100): files end at 100 bytes; more is an OSError, as on a full disk."""
 
     @contextlib.contextmanager
     def limit(size: int) -> Iterator[None]:
@@ -209,7 +208,7 @@ def square_mask() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def run(capsys) -> Callable[..., Outcome]:
-    """run("eval", "shots=1"): the command in this process (torch is loaded already), its output caught."""
+    """run("eval", "shots=1"): the command in this process, where torch is loaded; output caught."""
 
     def call(*words: object) -> Outcome:
         capsys.readouterr()
@@ -222,7 +221,7 @@ def run(capsys) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def refused(run, caplog) -> Callable[..., str]:
-    """refused(*words): runs bad input; checks exit code 2 and one clear line on stderr, which it returns."""
+    """refused(*words): runs bad input; checks exit code 2 and one line on stderr, returned."""
 
     def call(*words: object) -> str:
         outcome = run(*words)
@@ -243,7 +242,7 @@ def refused(run, caplog) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def golden_words(weight, base, coco) -> list[str]:
-    """The command line of the golden evaluation, fold 0 and 1-shot; `out` and `episodes` are still to be said."""
+    """The command line of the golden evaluation, fold 0 and 1-shot, without `out`, `episodes`."""
     return [
         "eval",
         f"weight={weight}",
@@ -256,7 +255,7 @@ def golden_words(weight, base, coco) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished(golden_words, tmp_path_factory) -> Path:
-    """The folder of a finished golden evaluation: 16 episodes, masks, pictures of the first 2; never written to."""
+    """A finished golden evaluation: 16 episodes, masks, 2 pictures; never written to."""
     out = tmp_path_factory.mktemp("finished")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         code = main([*golden_words, f"out={out}", "episodes=16", "save_masks=true", "pictures=2"])

@@ -11,7 +11,7 @@ Key = TypeVar("Key")
 Item = TypeVar("Item")
 
 
-class _Reads(Dataset):
+class _Reads(Dataset[Any]):
     def __init__(self, read: Callable[[Any], Any], keys: Sequence[Any]) -> None:
         self.read, self.keys = read, keys
 

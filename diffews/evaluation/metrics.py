@@ -12,8 +12,10 @@ def intersection_and_union(
 ) -> tuple[list[int], list[int]]:
     """Counts the pixels of two masks: intersection and union, each [background, foreground].
 
-    prediction, truth: (H, W), foreground where they are not 0.
-    ignore: (H, W); pixels where it is set are left out of both.
+    Args:
+        prediction, truth: (H, W), foreground where they are not 0.
+        ignore: (H, W); pixels where it is set are left out of both.
+
     """
     valid = np.ones(truth.shape, bool) if ignore is None else ignore == 0
     predicted, true = prediction.astype(bool), truth.astype(bool)
@@ -30,8 +32,10 @@ def boundary_counts(
 
     Of each mask only the pixels near its contour count; the image's edge is a contour, too.
 
-    prediction, truth, ignore: (H, W) as in `intersection_and_union`.
-    share: how near, as a share of the image's diagonal; rounded to pixels, at least 1.
+    Args:
+        prediction, truth, ignore: (H, W) as in `intersection_and_union`.
+        share: how near, as a share of the image's diagonal; rounded to pixels, at least 1.
+
     """
     distance = max(1, round(share * float(np.hypot(*truth.shape))))
     valid = np.ones(truth.shape, bool) if ignore is None else ignore == 0
@@ -95,19 +99,23 @@ def bootstrap_samples(
 ) -> np.ndarray:
     """Resamples the episodes within each class, with replacement (seed 0).
 
-    Returns the mIoU in percent of each resampled list: (resamples,).
+    Args:
+        episode_classes: class id of each episode.
+        class_ids: of the fold; classes that were never drawn count as 0, as in the mIoU.
+        inter, union: foreground counts (episodes,).
+        resamples: number of lists.
 
-    episode_classes: class id of each episode.
-    class_ids: of the fold; classes that were never drawn count as 0, as in the mIoU.
-    inter, union: foreground counts (episodes,).
+    Returns:
+        The mIoU of each list in percent: (resamples,).
+
     """
     generator, classes = np.random.default_rng(0), np.array(episode_classes)
     totals = np.zeros(resamples)
     for class_id in class_ids:
         episodes = np.flatnonzero(classes == class_id)
         if count := len(episodes):
-            drawn = episodes[generator.integers(count, size=(resamples, count))]
-            totals += iou_percent(inter[drawn].sum(1), union[drawn].sum(1))
+            chosen = episodes[generator.integers(count, size=(resamples, count))]
+            totals += iou_percent(inter[chosen].sum(1), union[chosen].sum(1))
     return totals / len(class_ids)
 
 

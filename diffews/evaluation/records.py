@@ -1,7 +1,7 @@
 """The records of an evaluation, one an episode, and the scores that are computed from them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,10 @@ class Records:
     def append(self, fresh: list[Record], write: bool) -> None:
         """Adds the records that are not there yet; a group may have come again for its pictures.
 
-        write: also append them to the file, as one of several processes does.
+        Args:
+            fresh: records of a group, or of several in a row.
+            write: also append them to the file, as one of several processes does.
+
         """
         fresh = [record for record in fresh if record["index"] >= len(self)]
         if write:
@@ -79,8 +82,8 @@ def resample(records: Sequence[Record], class_ids: Sequence[int]) -> np.ndarray:
 
 def summarize(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
     """Computes every score from the records; IoU in percent."""
-    scores = add_up(records, Scores(dataset.class_ids))
-    named = {dataset.class_names[class_id]: iou for class_id, iou in scores.per_class().items()}
+    scores, names = add_up(records, Scores(dataset.class_ids)), dataset.class_names
+
     return {
         "miou": scores.miou(),
         "miou_interval": list(interval(resample(records, dataset.class_ids))),
@@ -89,7 +92,7 @@ def summarize(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
         **_extra_scores(records, dataset),
         "class_ids": list(dataset.class_ids),
         "classes_drawn": len({record["class_id"] for record in records}),
-        "per_class": named,
+        "per_class": {names[class_id]: iou for class_id, iou in scores.per_class().items()},
         "episodes": len(records),
         "episodes_sha256": dataset.episodes.sha256,
     }
@@ -98,20 +101,20 @@ def summarize(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
 def _extra_scores(records: list[Record], dataset: EpisodeDataset) -> dict[str, Any]:
     """What was counted beside: mIoU at the images' size, of boundaries, at other thresholds."""
 
-    def miou(counts: list[dict[str, list[int]]]) -> float:
+    def miou(counts: Iterable[dict[str, Any]]) -> float:
         replaced = [record | count for record, count in zip(records, counts, strict=True)]
         return add_up(replaced, Scores(dataset.class_ids)).miou()
 
     extra: dict[str, Any] = {}
-    if records and "own_size" in records[0]:
-        extra["miou_own_size"] = miou([record["own_size"] for record in records])
-        boundaries = [record["boundary"] for record in records]
-        extra["boundary_miou"] = miou(
-            [{"inter": [0, inter], "union": [0, union]} for inter, union in boundaries])
-    if records and "sweep" in records[0]:
-        extra["miou_by_threshold"] = {
-            name: miou([record["sweep"][name] for record in records])
-            for name in records[0]["sweep"]}
+    first = records[0] if records else {}
+    if "own_size" in first:
+        pairs = (record["boundary"] for record in records)
+        boundaries = ({"inter": [0, inter], "union": [0, union]} for inter, union in pairs)
+        extra["miou_own_size"] = miou(record["own_size"] for record in records)
+        extra["boundary_miou"] = miou(boundaries)
+    if "sweep" in first:
+        swept = {name: [record["sweep"][name] for record in records] for name in first["sweep"]}
+        extra["miou_by_threshold"] = {name: miou(counts) for name, counts in swept.items()}
     return extra
 
 

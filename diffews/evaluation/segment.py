@@ -79,6 +79,15 @@ def segment(config: SegmentConfig, source: WeightSource, queries: Sequence[Path]
 
     One class: <query>_mask.png (0 and 255). Several: <query>_labels.png (0 none, then 1, 2, ... as
     labels.json says).
+
+    Args:
+        config: the keys of `diffews segment`.
+        source: where the weights lie.
+        queries: as `find_queries` gives them.
+
+    Raises:
+        InputError: for a picture that cannot be decoded, or a mask that does not fit its support.
+
     """
     from diffews.images.drawing import overlay, save_image
     from diffews.runtime.device import auto_batch, memory_advice, pick_device
@@ -110,8 +119,8 @@ def segment(config: SegmentConfig, source: WeightSource, queries: Sequence[Path]
 
         size, first = config.image_size or pipeline.config.image_size, next(iter(banks.values()))
         settings: dict[str, Any] = {
-            "threshold": config.threshold, "threshold_rule": config.threshold_rule,
-            "image_size": size}
+            "image_size": size, "threshold": config.threshold,
+            "threshold_rule": config.threshold_rule}
         batch = config.batch
         if batch == "auto":
             black = np.zeros((size, size, 3), np.uint8)
@@ -119,7 +128,8 @@ def segment(config: SegmentConfig, source: WeightSource, queries: Sequence[Path]
                 lambda count: pipeline([black] * count, first, batch=count, **settings),
                 device, size)
 
-        # the queries, in batches; the masks are bool, a label map holds 0, 1, 2, ...
+        # the queries, in batches; a mask is bool, a label map holds 0, 1, 2, ...
+        kind, white = ("labels", 1) if several else ("mask", 255)
         for start in range(0, len(queries), int(batch)):
             files = queries[start : start + int(batch)]
             images = [open_rgb(file, upright=True) for file in files]
@@ -128,10 +138,7 @@ def segment(config: SegmentConfig, source: WeightSource, queries: Sequence[Path]
             else:
                 found = pipeline(images, first, batch=len(files), **settings).masks
             for file, image, mask in zip(files, images, found, strict=True):
-                if several:
-                    save_image(out / f"{file.stem}_labels.png", mask)
-                else:
-                    save_image(out / f"{file.stem}_mask.png", mask.astype(np.uint8) * 255)
+                save_image(out / f"{file.stem}_{kind}.png", mask.astype(np.uint8) * white)
                 save_image(out / f"{file.stem}_overlay.jpg", overlay(np.array(image), mask))
             bar.update(len(files))
 

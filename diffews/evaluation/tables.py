@@ -47,9 +47,10 @@ class Run:
 def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
     """Returns a table for each benchmark: published rows, our rows, their difference to the paper.
 
-    folders: of finished evaluations.
-    style: "md", "csv" or "latex".
-    setting: which published rows, "strict", "in-context" or "all".
+    Args:
+        folders: of finished evaluations.
+        style: "md", "csv" or "latex".
+        setting: which published rows, "strict", "in-context" or "all".
 
     Raises:
         InputError: for runs that cannot stand in one mean, naming what differs.
@@ -59,10 +60,9 @@ def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
     taken: dict[tuple[str, str, int, int], Run] = {}
     for run in runs:
         place = (run.method, run.benchmark, run.fold, run.shots)
-        if place in taken:
-            paths = f"{run.path} and {taken[place].path}"
+        if (other := taken.setdefault(place, run)) is not run:
+            paths = f"{run.path} and {other.path}"
             raise InputError(f"{paths} are the same weights, fold and shots; give one")
-        taken[place] = run
 
     parts = []
     for benchmark in dict.fromkeys(run.benchmark for run in runs):
@@ -73,20 +73,19 @@ def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
         header = ["method", *(f"{n}-shot {column}" for n in shots for column in columns), "source"]
 
         # published rows first, then a few rows for each weight dir
-        published = [
-            entry for entry in PUBLISHED
-            if entry.benchmark == benchmark and setting in ("all", entry.setting)]
-        rows, theirs = [], {}
-        for entry in published:
+        rows, theirs, notes = [], {}, []
+        for entry in PUBLISHED:
+            if entry.benchmark != benchmark or setting not in ("all", entry.setting):
+                continue
+            notes += [entry.note] if entry.note else []
             name = f"{entry.method}, {entry.setting}"
             theirs[name] = _in_columns(entry.scores, shots, folds)
             cells = ("" if score is None else f"{score:.1f}" for score in theirs[name])
             rows.append([name, *cells, entry.source])
         for method in dict.fromkeys(run.method for run in shown):
-            same = [run for run in shown if run.method == method]
-            rows += _our_rows(method, same, theirs, shots, folds)
+            of_method = [run for run in shown if run.method == method]
+            rows += _our_rows(of_method, theirs, shots, folds)
 
-        notes = [entry.note for entry in published if entry.note]
         notes += [f"ours: {note}" for note in dict.fromkeys(map(_protocol_note, shown))]
         parts.append(STYLES[style](benchmark, header, rows, notes))
     return "\n\n".join(parts)
@@ -106,6 +105,7 @@ def read_run(folder: Path) -> Run:
         records = [json.loads(line) for line in lines]
         if len(records) != result["episodes"] or result["benchmark"] not in BENCHMARKS:
             raise ValueError(f"{len(records)} of {result['episodes']} episodes")
+
         return Run(
             **{name: result[name] for name in named}, path=folder, records=records, result=result,
             method=_method(Path(str(result["config"]["weight"]))),
@@ -136,11 +136,11 @@ def _list_name(result: dict[str, Any]) -> str:
 
 
 def _our_rows(
-    method: str, runs: list[Run], theirs: dict[str, Columns], shots: list[int], folds: int
+    runs: list[Run], theirs: dict[str, Columns], shots: list[int], folds: int
 ) -> list[Row]:
     """Returns the row of a weight dir, and its differences to each published row of DiffewS."""
-    first = runs[0]
-    for run in runs[1:]:
+    first, *others = runs
+    for run in others:
         pairs = {key: (first.protocol.get(key), run.protocol.get(key)) for key in PROTOCOL}
         changes = [f"{key}: {a} and {b}" for key, (a, b) in pairs.items() if a != b]
         if changes:
@@ -158,12 +158,10 @@ def _our_rows(
             mean = (float(np.mean(scores)), np.mean(samples, axis=0))
         ours.append(mean)
 
-    rows = [[f"{method} (ours)", *map(_with_interval, ours), "measured here"]]
-    for name, columns in theirs.items():
-        if name.startswith("DiffewS"):
-            cells = map(_difference, ours, columns)
-            rows.append([f"{method} minus {name}", *cells, "difference"])
-    return rows
+    return [
+        [f"{first.method} (ours)", *map(_with_interval, ours), "measured here"],
+        *([f"{first.method} minus {name}", *map(_difference, ours, columns), "difference"]
+          for name, columns in theirs.items() if name.startswith("DiffewS"))]
 
 
 def _in_columns(scores: dict[int, FoldScores], shots: list[int], folds: int) -> Columns:
@@ -178,8 +176,7 @@ def _in_columns(scores: dict[int, FoldScores], shots: list[int], folds: int) -> 
 def _with_interval(score: Measured | None) -> str:
     if score is None:
         return ""
-    low, high = interval(score[1])
-    return f"{score[0]:.1f} [{low:.1f}, {high:.1f}]"
+    return "{:.1f} [{:.1f}, {:.1f}]".format(score[0], *interval(score[1]))
 
 
 def _difference(ours: Measured | None, theirs: float | None) -> str:
@@ -187,11 +184,10 @@ def _difference(ours: Measured | None, theirs: float | None) -> str:
 
 
 def _protocol_note(run: Run) -> str:
-    protocol = run.protocol
-    return (
-        f"{protocol.get('episodes')} episodes a fold, image size {protocol.get('image_size')}, "
-        f"list: {protocol['list']}, 95 % bootstrap intervals over episodes; "
-        "all other rows are quoted from their source")
+    episodes, size, name = (run.protocol.get(key) for key in ("episodes", "image_size", "list"))
+    made = f"{episodes} episodes a fold, image size {size}, list: {name}"
+    quoted = "all other rows are quoted from their source"
+    return f"{made}, 95 % bootstrap intervals over episodes; {quoted}"
 
 
 def _markdown(title: str, header: Row, rows: list[Row], notes: list[str]) -> str:

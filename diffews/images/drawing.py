@@ -31,8 +31,11 @@ def overlay(
 ) -> np.ndarray:
     """Leaves what is labelled as it is, darkens all else, and outlines each label.
 
-    labels: a mask, or a label map (H, W) of 0 for none, then 1, 2, ...
-    colours: of the outlines of labels 1, 2, ...; they come again when there are more labels.
+    Args:
+        image: RGB uint8 (H, W, 3).
+        labels: a mask, or a label map (H, W) of 0 for none, then 1, 2, ...
+        colours: outlines of labels 1, 2, ...; they come again when there are more labels.
+
     """
     lit = np.where(labels[..., None] > 0, image, image * 0.4)
     lit = np.ascontiguousarray(lit, np.uint8)
@@ -63,7 +66,14 @@ def panel(
 ) -> np.ndarray:
     """Puts supports, query, prediction and truth side by side, masks as overlays.
 
-    supports: image (S, S, 3) and mask (S, S) of each shot. Returns uint8 (S, W, 3).
+    Args:
+        supports: image (S, S, 3) and mask (S, S) of each shot.
+        query: image (S, S, 3).
+        prediction, truth: masks of the query (S, S).
+
+    Returns:
+        An image (S, W, 3).
+
     """
     tiles = [overlay(image, mask, [SUPPORT_COLOUR]) for image, mask in supports]
     answers = ((prediction, PREDICTION_COLOUR), (truth, TRUTH_COLOUR))
@@ -92,8 +102,8 @@ def figure_tiles(
 
 def figure_titles(shots: int) -> list[Text]:
     """Names the columns of `figure_tiles`, in the colours of their masks."""
-    titles = [
-        ("support" if shots == 1 else f"support {i + 1}", SUPPORT_COLOUR) for i in range(shots)]
+    names = ["support"] if shots == 1 else [f"support {i + 1}" for i in range(shots)]
+    titles = [(name, SUPPORT_COLOUR) for name in names]
     titles += [("query", BLACK), ("prediction", PREDICTION_COLOUR), ("truth", TRUTH_COLOUR)]
     return [(column, *title) for column, title in enumerate(titles)]
 
@@ -101,7 +111,11 @@ def figure_titles(shots: int) -> list[Text]:
 def save_figure(path: Path, rows: Sequence[Row], columns: int) -> None:
     """Stacks rows of a figure: a line of text, and below it tiles (T, T, 3), if there are any.
 
-    All tiles have one size, and a row has no more of them than `columns`.
+    Args:
+        path: file to write, .png or .jpg.
+        rows: texts and tiles of each; all tiles have one size.
+        columns: most tiles of a row.
+
     """
     side = next(tiles[0].shape[0] for _, tiles in rows if tiles)
     gap, strips = side // 24, []
@@ -131,7 +145,11 @@ def _text_line(texts: Sequence[Text], side: int, gap: int, columns: int) -> np.n
 def save_grid(files: Sequence[Path], path: Path, height: int = 128) -> None:
     """Stacks panels of one size in two columns.
 
-    height: up to so many pixels, small panels are enlarged by a whole factor.
+    Args:
+        files: the panels' files.
+        path: file to write.
+        height: up to so many pixels, small panels are enlarged by a whole factor.
+
     """
     panels = [np.asarray(open_rgb(file)) for file in files]
     factor = max(1, height // panels[0].shape[0])

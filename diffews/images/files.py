@@ -29,8 +29,10 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 def open_image(path: str | Path, upright: bool = False) -> Image.Image:
     """Decodes an image file in its mode, whatever that is.
 
-    upright: turn it as its EXIF orientation says. Benchmarks are read as stored, since the
-        reference does so; people's photos are read upright.
+    Args:
+        path: the file.
+        upright: turn it as its EXIF orientation says. Benchmarks are read as stored, since the
+            reference does so; people's photos are read upright.
 
     Raises:
         InputError: for a file that is missing, damaged or no image.

@@ -1,4 +1,4 @@
-"""The plot of scripts/study_report.py: horizontal bars in groups, with a dot for each seed."""
+"""The plot of the study's report: horizontal bars in groups, with a dot for each seed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Canvas:
         align: float = 0,
         size: float = 11,
     ) -> None:
-        """Writes words with their middle at height y; align 0 starts at x, 0.5 is centred, 1 ends there."""
+        """Writes words with their middle at height y; align: 0 starts at x, 0.5 centred, 1 ends."""
         thick = round(1.15 * FINE)
         scale = cv2.getFontScaleFromHeight(FONT, round(size * FINE * 0.9), thick)
         (width, height), _ = cv2.getTextSize(words, FONT, scale, thick)

@@ -1,10 +1,9 @@
 """Writes docs/study.md and docs/study.png from the runs of scripts/study/run.py that are finished.
 
-bash scripts/study.sh OUT report [DOCS]
+bash scripts/study.sh OUT report [DOCS]     what is run, and the paper's claims: plan.py
 """
 
 import json
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,149 +11,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from plan import (
+    DEFAULT,
+    DEFAULT_THRESHOLD,
+    EPISODES,
+    FAILS,
+    FURTHER,
+    HOLDS,
+    MISSING,
+    NOTES,
+    NUMBERS,
+    OF_DEFAULT,
+    OPEN,
+    PAPER_THRESHOLDS,
+    SEEDS,
+    SHIPPED,
+    SHOT_CLAIMS,
+    STEPS,
+    STUDIES,
+    TITLES,
+    VARIANTS,
+    Claim,
+    label,
+    threshold_claims,
+    variant_claims,
+)
 from plot import Bar, Group, save_plot
-from run import EPISODES, ROOT, SEEDS, SHIPPED, STEPS, VARIANTS
 
 from diffews.errors import InputError
 from diffews.evaluation.metrics import Scores, bootstrap_samples, interval
 from diffews.runtime.files import read_json, write_atomic
 
-DEFAULT = "kv_fusion-concatenation"
-DEFAULT_THRESHOLD = "relative 0.25"
 ALIKE = 2.0  # points of mIoU: smaller differences count as none where the paper finds none
 T_DRAWS = 20  # draws of Student's t for each bootstrap resample
-HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "cannot be told", "-"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says of two runs: `first` lies above, below or alike `second`; or nothing."""
-
-    first: str
-    second: str
-    expected: str  # "above", "below", "alike"; "" where the paper says nothing
-    paper: str = ""  # its figures, as a cell of the table
-
-
-LABELS = {
-    **{f"{i}-{j}": f"{a}, {b}" for i, a in (("kv_fusion", "KV fusion"), ("cross_attention", "cross-attention"))
-       for j, b in (("concatenation", "concatenation"), ("multiplication_rgb", "multiplication on RGB"),
-                    ("multiplication_latent", "multiplication on latent"), ("attention_mask", "attention mask"),
-                    ("addition", "addition"))},
-    "qkv_fusion-concatenation": "QKV fusion, concatenation",
-    "real_foreground": "real foreground on black",
-    "black_foreground": "black foreground on image",
-    "mask_over_image": "mask over image",
-    "image_to_mask": "image to mask, small betas",
-    "image_to_mask-large_beta": "image to mask, large betas",
-    "noise_to_mask": "noise to mask",
-    **{f"shots{n}": f"{n}-shot plain" for n in (1, 5, 10)},
-    **{f"shots{n}-sampled": f"{n}-shot sampled" for n in (5, 10)},
-}  # fmt: skip
-OF_DEFAULT = {
-    "interaction": LABELS[DEFAULT],
-    "supervision": "white on black",
-    "generation": "one step",
-}
-NUMBERS = {  # the paper's, on COCO-20i fold 0, 1-shot
-    DEFAULT: "46.64; best in figure 2",
-    "kv_fusion-multiplication_rgb": "33.12",
-    "kv_fusion-multiplication_latent": "32.14",
-    "qkv_fusion-concatenation": "46.61",
-    "noise_to_mask": "15.2",
-    "image_to_mask": "+4.7 to noise to mask",
-    "image_to_mask-large_beta": "another +23.3",
-}
-STUDIES = {  # variants of each study, the default first
-    "interaction": [name for name, keys in VARIANTS.items() if "interaction" in keys],
-    "supervision": [DEFAULT, "real_foreground", "black_foreground", "mask_over_image"],
-    "generation": [DEFAULT, "image_to_mask-large_beta", "image_to_mask", "noise_to_mask"],
-}
-TITLES = {
-    "interaction": "Interaction and injection (figure 2, tables 4 and 5)",
-    "supervision": "Supervision (figure 3)",
-    "generation": "Generation (figure 4)",
-    "thresholds": "Threshold (table 3)",
-    "shots": "Shots, and sampling of support keys and values (table 6)",
-}
-NOTES = {
-    "interaction": "The paper's figures are of COCO-20i fold 0. They cannot be compared with ours in height, only in "
-    "order. Where it prints none, it says that the default is best.",
-    "supervision": "The paper prints no figures here. It says that white on black is best.",
-    "generation": "The paper says that one step is best. Noise to mask is evaluated as the mean of 4 predictions; "
-    "small betas are 0.00085 to 0.012, large ones 0.0272 to 0.384.",
-    "thresholds": "The shipped weights of fold 0, not trained here, on the same episodes. There is one model, so the "
-    "interval is over episodes only. The paper finds 0.25 of the maximum best of the thresholds that it lists.",
-    "shots": "The shipped weights of fold 0, which were trained with one shot. All rows ask the same queries; the "
-    "interval is over episodes only. Sampled: as many support keys and values as one shot has. The paper's figures "
-    "are of its in-context model on COCO, sampled down to the number of shots of its training.",
-}
-FURTHER = {  # claims that are not about the default
-    "interaction": [
-        Claim(
-            "kv_fusion-multiplication_rgb",
-            "kv_fusion-multiplication_latent",
-            "above",
-            "33.12 and 32.14",
-        )
-    ],
-    "supervision": [],
-    "generation": [
-        Claim("image_to_mask-large_beta", "image_to_mask", "above", "+23.3"),
-        Claim("image_to_mask", "noise_to_mask", "above", "+4.7"),
-    ],
-}
-PAPER_THRESHOLDS = {
-    **{
-        f"relative {t}": f"{v}"
-        for t, v in ((0.2, 47.56), (0.25, 47.69), (0.3, 47.48), (0.35, 47.4), (0.4, 47.11))
-    },
-    **{
-        f"absolute {t}": f"{v}"
-        for t, v in ((0.1, 46.64), (0.15, 47.21), (0.2, 46.91), (0.25, 46.53), (0.3, 46.0))
-    },
-}
-SHOT_CLAIMS = [
-    Claim("shots5-sampled", "shots5", "above", "74.7 and 72.2"),
-    Claim("shots10-sampled", "shots10", "above", "73.4 and 70.1"),
-    Claim("shots5", "shots1", "above", "72.2 and 71.3"),
-    Claim("shots10", "shots5", "below", "70.1 and 72.2"),
-]
-
-
-def label(name: str) -> str:
-    """Returns the words for a run in tables and in the plot."""
-    return LABELS.get(name, name)
-
-
-def variant_claims(study: str) -> list[Claim]:
-    """What the paper says of each of a study's variants against the default."""
-    names = [name for name in STUDIES[study] if name != DEFAULT]
-    return [
-        Claim(
-            name,
-            DEFAULT,
-            "alike" if name.startswith("qkv") else "below",
-            NUMBERS.get(name, "below"),
-        )
-        for name in names
-    ]
-
-
-def threshold_claims() -> list[Claim]:
-    """What the paper says of each threshold of the sweep against the default's."""
-    swept = [word.partition("=") for word in SHIPPED["thresholds"] if "thresholds=" in word]
-    names = [
-        f"{key.split('_')[0]} {float(value):g}"
-        for key, _, values in swept
-        for value in values.split(",")
-    ]
-    papers = [(name, PAPER_THRESHOLDS.get(name)) for name in names if name != DEFAULT_THRESHOLD]
-    return [
-        Claim(name, DEFAULT_THRESHOLD, "below" if paper else "", paper or MISSING)
-        for name, paper in papers
-    ]
-
 
 # ---- figures ----
 
@@ -177,7 +66,7 @@ Series = list[
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean over seeds of first minus second, in points of mIoU, and its 95 % interval where one can be computed."""
+    """Mean over seeds of first minus second in points of mIoU, and its 95 % interval, if any."""
 
     mean: float
     bounds: tuple[float, float] | None
@@ -189,7 +78,7 @@ class Difference:
 
 
 def read_outcomes(folder: Path) -> dict[str, Outcome]:
-    """Reads an evaluation: the run's own outcome by the name "", those of a sweep by theirs; {} if not finished."""
+    """Reads an evaluation: its outcome as "", those of a sweep by name; {} if unfinished."""
     if not (folder / "result.json").is_file():
         return {}
     result = read_json(folder / "result.json")
@@ -235,9 +124,9 @@ def read_series(out: Path) -> dict[str, Series]:
 def difference(first: Series, second: Series) -> Difference | None:
     """Compares two runs seed by seed; None if no seed has both.
 
-    The interval adds up two parts: episodes are resampled within their class, the same for both runs and all seeds;
-    seeds are too few for that (resampled, three seeds cover 75 %, not 95 %), so their mean gets the error that
-    Student's t gives it. One seed of several has no interval.
+    The interval adds up two parts: episodes are resampled within their class, the same for both
+    runs and all seeds; seeds are too few for that (resampled, three seeds cover 75 %, not 95 %), so
+    their mean gets the error that Student's t gives it. One seed of several has no interval.
     """
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if not pairs:
@@ -253,7 +142,7 @@ def difference(first: Series, second: Series) -> Difference | None:
 
 
 def verdict(found: Difference | None, expected: str) -> str:
-    """Says whether the interval of first minus second lies where the paper says: above, below, or alike within 2."""
+    """Says whether the interval lies where the paper says: above, below, or alike within 2."""
     if found is None or not expected:
         return MISSING
     if found.bounds is None:
@@ -333,7 +222,8 @@ class Report:
             for a, b in zip(first, second, strict=True)
         ):
             raise InputError(
-                f"{claim.first} and {claim.second} in {self.out} have different episodes; run them again"
+                f"{claim.first} and {claim.second} in {self.out} have different episodes; run "
+                "them again"
             )
         return difference(first, second)
 
@@ -350,7 +240,8 @@ class Report:
         """Returns the whole document."""
         parts = ["# The paper's choices on the tiny model", self.what_was_run()]
         parts.append(
-            "![mIoU of every variant: a bar for the mean over seeds, a dot for each seed](study.png)"
+            "![mIoU of every variant: a bar for the mean over seeds, a dot for each "
+            "seed](study.png)"
         )
         parts += [
             self.summary(),
@@ -375,34 +266,41 @@ class Report:
         )
         parts = [
             paragraph(
-                "Each variant differs from the released model in one of the paper's choices (or in interaction and "
-                "injection at once) and is trained from nothing: a UNet of 0.8 M parameters on shapes of 64 x 64 "
-                f"pixels, fold 0, {STEPS} steps, {len(SEEDS)} seeds. It is evaluated 1-shot on the novel classes, on "
-                f"{EPISODES} episodes of pictures that no training saw, the same for all.",
+                "Each variant differs from the released model in one of the paper's choices (or "
+                "in interaction and injection at once) and is trained from nothing: a UNet of 0.8 "
+                f"M parameters on shapes of 64 x 64 pixels, fold 0, {STEPS} steps, {len(SEEDS)} "
+                f"seeds. It is evaluated 1-shot on the novel classes, on {EPISODES} episodes of "
+                "pictures that no training saw, the same for all.",
             ),
             "```bash\n"
-            "bash scripts/study.sh OUT           # trains, evaluates, writes this page; goes on where it stopped\n"
+            "bash scripts/study.sh OUT           "
+            "# trains, evaluates, writes this page; goes on where it stopped\n"
             "bash scripts/study.sh OUT report    # writes this page again from what is finished\n"
             "```",
             f"It took {sum(hours.values()):.2f} CPU hours ({each}).",
             paragraph(
-                f"**What it can tell.** After {STEPS} steps the default reaches {reached}. The shipped weights reach "
-                f"{shipped} on the same episodes after 2,400 steps (76.5 on the list of weight/tiny/README.md). So "
-                "these are orders of early training, of a small model, on simple pictures. All variants have the "
-                "learning rate, schedule and threshold that were chosen for the default, which may favour it.",
-                f"{len(SEEDS)} seeds and {EPISODES} episodes show differences of about {size} and more. They can "
-                "hardly show the paper's small ones (0.03 between KV and QKV fusion, 0.98 between the "
-                "multiplications), nor at all what longer training, other folds or photographs would give.",
+                f"**What it can tell.** After {STEPS} steps the default reaches {reached}. The "
+                f"shipped weights reach {shipped} on the same episodes after 2,400 steps (76.5 on "
+                "the list of weight/tiny/README.md). So these are orders of early training, of a "
+                "small model, on simple pictures. All variants have the learning rate, schedule "
+                "and threshold that were chosen for the default, which may favour it.",
+                f"{len(SEEDS)} seeds and {EPISODES} episodes show differences of about {size} and "
+                "more. They can hardly show the paper's small ones (0.03 between KV and QKV "
+                "fusion, 0.98 between the multiplications), nor at all what longer training, "
+                "other folds or photographs would give.",
             ),
             paragraph(
-                "**How to read the tables.** mIoU in percent, mean ± standard deviation over seeds. The difference is "
-                "to the default with the same seed on the same episodes, in points of mIoU, with its 95 % interval: "
-                "episodes are resampled within classes, and the mean over seeds has the error that Student's t gives "
-                f"it with {len(SEEDS) - 1} degrees of freedom (resampled, so few seeds would give too narrow an "
-                f'interval). The paper\'s order "{HOLDS}" or "{FAILS}" where the interval lies wholly on one side of '
-                f'zero; else it "{OPEN}". Where the paper finds no difference, ours must lie within {ALIKE:g} points. '
-                "About one in twenty such intervals misses, and the rows of a table are not independent: all compare "
-                "with the same runs of the default.",
+                "**How to read the tables.** mIoU in percent, mean ± standard deviation over "
+                "seeds. The difference is to the default with the same seed on the same episodes, "
+                "in points of mIoU, with its 95 % interval: episodes are resampled within "
+                "classes, and the mean over seeds has the error that Student's t gives it with "
+                f"{len(SEEDS) - 1} degrees of freedom (resampled, so few seeds would give too "
+                "narrow an "
+                f'interval). The paper\'s order "{HOLDS}" or "{FAILS}" where the interval lies '
+                f'wholly on one side of zero; else it "{OPEN}". Where the paper finds no '
+                f"difference, ours must lie within {ALIKE:g} points. "
+                "About one in twenty such intervals misses, and the rows of a table are not "
+                "independent: all compare with the same runs of the default.",
             ),
         ]
         missing = list(self.missing())
@@ -451,7 +349,8 @@ class Report:
                 )
         parts.append(
             paragraph(
-                "An order that holds here supports the paper's; one that does not says only that it needs more than a",
+                "An order that holds here supports the paper's; one that does not says only that "
+                "it needs more than a",
                 "tiny model and a short training. Neither replaces a run at full size.",
             )
         )
@@ -463,7 +362,8 @@ class Report:
             OF_DEFAULT.get(study, name) if name == DEFAULT else label(name)
             for name in (claim.first, claim.second)
         )
-        return f"{first} {'about as good as' if claim.expected == 'alike' else claim.expected} {second}"
+        order = "about as good as" if claim.expected == "alike" else claim.expected
+        return f"{first} {order} {second}"
 
     def study(self, study: str) -> str:
         """Returns the section of a study with trained variants."""
@@ -554,7 +454,7 @@ class Report:
 
 
 def write_report(out: Path, docs: Path) -> None:
-    """Writes study.md and study.png into `docs` from the runs in `out` that are finished; the same bytes each time."""
+    """Writes docs/study.md and .png from what is finished in `out`; always the same bytes."""
     report = Report(out)
     write_atomic(docs / "study.md", report.text())
     save_plot(
@@ -562,7 +462,3 @@ def write_report(out: Path, docs: Path) -> None:
         report.groups(),
         f"mIoU after {STEPS} steps (%), novel classes of fold 0, 1-shot",
     )
-
-
-if __name__ == "__main__":
-    write_report(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs")

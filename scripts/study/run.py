@@ -1,7 +1,7 @@
-"""The paper's choices on the tiny model: trains each variant, evaluates it, and writes docs/study.md.
+"""The paper's choices on the tiny model: trains each variant, evaluates it, writes docs/study.md.
 
-bash scripts/study.sh OUT [JOBS]     goes on where it stopped; about 2.5 CPU hours
-bash scripts/study.sh OUT report     writes the report alone, from the runs that are finished
+bash scripts/study.sh OUT [JOBS]            goes on where it stopped; about 2.5 CPU hours
+bash scripts/study.sh OUT report [DOCS]     the report alone, from the runs that are finished
 """
 
 import json
@@ -11,40 +11,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "weight" / "tiny"
-STEPS, SEEDS, EPISODES = 400, (0, 1, 2), 600
-INJECTIONS = (
-    "concatenation",
-    "multiplication_rgb",
-    "multiplication_latent",
-    "attention_mask",
-    "addition",
-)
-VARIANTS = {  # name -> what differs from the released model
-    **{f"{i}-{j}": {"interaction": i, "injection": j} for i in ("kv_fusion", "cross_attention") for j in INJECTIONS},
-    "qkv_fusion-concatenation": {"interaction": "qkv_fusion"},
-    **{name: {"supervision": name} for name in ("real_foreground", "black_foreground", "mask_over_image")},
-    "image_to_mask": {"generation": "multi_step_image_to_mask"},
-    "image_to_mask-large_beta": {
-        "generation": "multi_step_image_to_mask", "beta_start": "0.0272", "beta_end": "0.384",
-    },
-    "noise_to_mask": {"generation": "multi_step_noise_to_mask"},
-}  # fmt: skip
-EVALUATED = {"noise_to_mask": ["ensemble=4"]}  # keys of the evaluation
-SWEEP = [
-    "relative_thresholds=0.1,0.2,0.25,0.3,0.35,0.4,0.5",
-    "absolute_thresholds=0.05,0.1,0.15,0.2,0.25,0.3,0.4",
-]
-SHIPPED = {  # evaluations of the shipped weights: name -> keys
-    "thresholds": ["shots=1", *SWEEP],
-    **{f"shots{n}": [f"shots={n}", "drawn_shots=10"] for n in (1, 5, 10)},
-    **{f"shots{n}-sampled": [f"shots={n}", "drawn_shots=10", "kv_sampling=1"] for n in (5, 10)},
-}
+from plan import EPISODES, EVALUATED, ROOT, SEEDS, SHIPPED, STEPS, TINY, VARIANTS
+from report import write_report
 
 
 def diffews(folder: Path, *words: object) -> None:
-    """Runs a command in a process of its own and adds its CPU seconds to folder/cpu.json, under the command's name.
+    """Runs a command in a process of its own, and adds its CPU seconds to folder/cpu.json by name.
 
     Raises SystemExit with the last line of what the command said, if it fails.
     """
@@ -54,9 +26,10 @@ def diffews(folder: Path, *words: object) -> None:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(
-            f"{' '.join(command[1:])} failed: {(folder / 'log.txt').read_text().splitlines()[-1:]}"
-        )
+        said = (folder / "log.txt").read_text().splitlines()[-1:]
+        sys.exit(f"{' '.join(command[1:])} failed: {said}")
+
+    # a run that goes on where it stopped adds to what it took before
     file = folder / "cpu.json"
     seconds = json.loads(file.read_text()) if file.is_file() else {}
     name = str(words[0])
@@ -65,7 +38,7 @@ def diffews(folder: Path, *words: object) -> None:
 
 
 def cache_of(out: Path, keys: dict[str, str]) -> Path | None:
-    """The latent cache that a variant shares with those that paint their masks alike; none for image tokens."""
+    """The latent cache that a variant shares with those that paint alike; none for image tokens."""
     if keys.get("interaction") == "cross_attention":
         return None
     drawn = keys.get("injection", "concatenation")
@@ -75,33 +48,19 @@ def cache_of(out: Path, keys: dict[str, str]) -> Path | None:
 
 def train_words(out: Path, keys: dict[str, str]) -> list[str]:
     """The keys of a training run, but for `out` and `seed`."""
-    words = [
-        f"config={ROOT / 'configs' / 'tiny.yaml'}",
-        f"base={TINY / 'base'}",
-        f"data={out / 'shapes_seed0'}",
-    ]
-    words += [
-        "fold=0",
-        f"steps={STEPS}",
-        "workers=0",
-        *(f"{name}={value}" for name, value in keys.items()),
-    ]
+    words = [f"config={ROOT / 'configs' / 'tiny.yaml'}", f"base={TINY / 'base'}"]
+    words += [f"data={out / 'shapes_seed0'}", "fold=0", f"steps={STEPS}", "workers=0"]
+    words += [f"{name}={value}" for name, value in keys.items()]
     cache = cache_of(out, keys)
     return words + ([] if cache is None else [f"cache={cache}"])
 
 
 def fill_cache(out: Path, cache: Path, keys: dict[str, str]) -> None:
-    """Fills a cache by training one step beside it, so that runs that share it do not fill it twice."""
+    """Fills a cache by training one step beside it, so that no two runs that share it fill it."""
     if not (cache / "filled").is_file():
         beside = cache.with_name(cache.name + "-filling")
-        diffews(
-            beside,
-            "train",
-            *train_words(out, keys),
-            f"out={beside / 'weights'}",
-            "stop_at=1",
-            "resume=latest",
-        )
+        words = [*train_words(out, keys), f"out={beside / 'weights'}", "stop_at=1"]
+        diffews(beside, "train", *words, "resume=latest")
         (cache / "filled").touch()
 
 
@@ -111,28 +70,17 @@ def run_variant(out: Path, name: str, seed: int) -> None:
     evaluation = folder / "eval"
     if (evaluation / "result.json").is_file():
         return
-    diffews(
-        folder,
-        "train",
-        *train_words(out, VARIANTS[name]),
-        f"seed={seed}",
-        f"out={folder / 'weights'}",
-        "resume=latest",
-    )
+    words = [*train_words(out, VARIANTS[name]), f"seed={seed}", f"out={folder / 'weights'}"]
+    diffews(folder, "train", *words, "resume=latest")
     test(out, folder / "weights", evaluation, ["shots=1", *EVALUATED.get(name, [])])
 
 
 def test(out: Path, weight: Path, evaluation: Path, keys: list[str]) -> None:
     """Evaluates weights on the test list of fold 0."""
     if not (evaluation / "result.json").is_file():
-        words = [
-            f"weight={weight}",
-            f"data={out / 'shapes_seed1'}",
-            "fold=0",
-            f"episodes={EPISODES}",
-            "batch=8",
-        ]
-        diffews(evaluation.parent, "eval", *words, "workers=0", f"out={evaluation}", *keys)
+        words = [f"weight={weight}", f"data={out / 'shapes_seed1'}", "fold=0", "workers=0"]
+        words += [f"episodes={EPISODES}", "batch=8", f"out={evaluation}", *keys]
+        diffews(evaluation.parent, "eval", *words)
 
 
 def main(out: Path, jobs: int) -> None:
@@ -154,10 +102,12 @@ def main(out: Path, jobs: int) -> None:
         for number, task in enumerate(tasks, start=1):
             task.result()
             print(f"{number} of {len(tasks)} runs done", file=sys.stderr)
-    from report import write_report  # here, since it imports the lists above
-
     write_report(out, ROOT / "docs")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count() or 1)
+    out, *words = sys.argv[1:]
+    if words[:1] == ["report"]:
+        write_report(Path(out), *map(Path, words[1:] or [ROOT / "docs"]))
+    else:
+        main(Path(out), int(words[0]) if words else os.cpu_count() or 1)

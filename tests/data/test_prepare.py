@@ -236,6 +236,7 @@ def test_two_processes_write_the_same_bytes_as_one(coco2014, run):
     assert read_bytes(coco2014.masks) == first
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_identical_files(coco2014, run):
     def many(content):  # 30 times the pictures, so that the kill comes in the middle
         images, annotations = content["images"], content["annotations"]

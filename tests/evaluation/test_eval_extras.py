@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from PIL import Image
+from eval_runs import lines, mask, result
 from safetensors.torch import load_file, save_file
 from training_runs import make_few_shapes
 
@@ -24,18 +24,6 @@ from diffews.runtime.device import CPU_PIXELS, all_cores
 from diffews.runtime.loading import settle_fast
 
 COUNT = 8  # episodes
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
-
-
-def result(out):
-    return json.loads((out / "result.json").read_text())
-
-
-def mask(out, index):
-    return np.asarray(Image.open(out / "masks" / f"{index:05d}.png")) > 0
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eval_runs import lines, mask, result
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,18 +24,6 @@ from diffews.evaluation.groups import make_groups
 from diffews.evaluation.metrics import Scores
 
 CHECKOUT = Path(diffews.__file__).parent.parent
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
-
-
-def result(out):
-    return json.loads((out / "result.json").read_text())
-
-
-def mask(out, index):
-    return np.asarray(Image.open(out / "masks" / f"{index:05d}.png")) > 0
 
 
 @pytest.fixture
@@ -214,6 +203,7 @@ def test_a_run_that_stopped_anywhere_goes_on_to_the_same_bytes(
     assert result(out)["episodes"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(golden_words, evaluate, records, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(

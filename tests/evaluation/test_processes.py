@@ -231,6 +231,7 @@ def test_three_processes_go_on_where_one_stopped(words, alone, launch, tmp_path)
     assert_said_once(launched)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_were_killed(words, alone, launch, tmp_path):
     out = tmp_path / "out"
     launched = launch([*words, "episodes=500", "save_masks=true"], 2, out)
@@ -309,12 +310,14 @@ def refusals(launched):
     return {part.splitlines()[0] for part in errors.split("diffews: error: ")[1:]}
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_one_line(words, launch, tmp_path):
     launched = launch([*words, "shot=5"], 2, tmp_path / "out")
     assert refusals(launched) == {"command line: unknown key 'shot'; did you mean 'shots'?"}
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_picture_that_one_process_cannot_read_is_one_line(words, own_coco, launch, tmp_path):
     file = own_coco / "COCO2014" / "val2014" / SECOND_QUERY
     file.write_bytes(b"")  # the second episode, which the second process reads

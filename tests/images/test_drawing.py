@@ -35,6 +35,15 @@ def test_an_overlay_leaves_the_mask_and_darkens_the_rest(grey, square_mask):
     assert lit[16, 16].tolist() == list(SUPPORT_COLOUR)  # the outline
 
 
+def test_each_label_of_a_map_has_an_outline_of_its_colour(grey, square_mask):
+    labels = np.zeros((64, 64), np.uint8)
+    labels[8:24, 8:24], labels[40:56, 40:56] = 1, 2
+    lit = overlay(grey, labels, [SUPPORT_COLOUR, TRUTH_COLOUR])
+    assert lit[8, 8].tolist() == list(SUPPORT_COLOUR)
+    assert lit[40, 40].tolist() == list(TRUTH_COLOUR)
+    assert (lit[labels == 0] == 40).all() and (lit[12:20, 12:20] == 100).all()
+
+
 def test_a_panel_shows_supports_query_prediction_and_truth(grey, square_mask):
     mask, corner = square_mask(), np.eye(64, dtype=np.uint8)
     picture = panel([(grey, mask), (grey, mask)], grey, mask, corner)
@@ -64,21 +73,15 @@ def test_a_figure_enlarges_small_pictures_by_a_whole_factor(square_mask, size, s
     tiles = figure_tiles([(image, mask)] * 2, image, mask, mask)
     assert [tile.shape for tile in tiles] == [(side, side, 3)] * 5
     assert (tiles[2] == 100).all()
-    assert [words for _, words, _ in figure_titles(2)] == [
-        "support 1",
-        "support 2",
-        "query",
-        "prediction",
-        "truth",
-    ]
+    names = [words for _, words, _ in figure_titles(2)]
+    assert names == ["support 1", "support 2", "query", "prediction", "truth"]
 
 
 def test_text_stays_above_its_columns(tmp_path):
     tile = np.full((192, 192, 3), 100, np.uint8)
     for words in ("cat", "a class with a very long name, which goes on and on and on"):
-        save_figure(
-            tmp_path / "a.png", [([(0, words, BLACK), (1, "", BLACK)], [tile, tile])], columns=2
-        )
+        row = ([(0, words, BLACK), (1, "", BLACK)], [tile, tile])
+        save_figure(tmp_path / "a.png", [row], columns=2)
         with Image.open(tmp_path / "a.png") as image:
             line = np.asarray(image)[8:40, 16:]
         assert (line[:, :192] < 128).any() and (line[:, 192:] == 255).all()

@@ -6,6 +6,7 @@ from PIL import Image
 
 from diffews import InputError
 from diffews.images.files import (
+    check_image,
     list_images,
     normalize,
     open_image,
@@ -55,12 +56,12 @@ def test_a_one_bit_mask_is_0_and_1(square_mask, tmp_path):
 
 def test_a_colour_picture_is_no_mask(picture, tmp_path):
     picture(0).save(tmp_path / "mask.png")
-    with pytest.raises(InputError, match=r"mask.png is a colour picture, not a mask"):
+    with pytest.raises(InputError, match=r"mask\.png .*colour"):
         open_mask(tmp_path / "mask.png")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"a.jpg does not exist"):
+    with pytest.raises(InputError, match=r"a\.jpg does not exist"):
         open_image(tmp_path / "a.jpg")
 
 
@@ -71,18 +72,28 @@ def test_a_truncated_picture_is_refused(picture, tmp_path, suffix, kept):
     picture(0).save(file)
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(
-        InputError, match=rf"a\{suffix} (cannot be decoded|is no picture).*replace the file"
-    ):
+    with pytest.raises(InputError, match=rf"a\{suffix} .*replace the file"):
         open_image(file)
 
 
 def test_a_text_file_and_a_folder_are_no_pictures(tmp_path):
     (tmp_path / "a.jpg").write_text("hello")
-    with pytest.raises(InputError, match="is no picture"):
-        open_image(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="cannot be decoded"):
-        open_image(tmp_path)
+    for path in (tmp_path / "a.jpg", tmp_path):
+        for read in (open_image, check_image):
+            with pytest.raises(InputError, match="replace the file") as error:
+                read(path)
+            assert str(path) in str(error.value)
+
+
+def test_an_early_check_decodes_nothing(picture, tmp_path):
+    file = tmp_path / "a.png"
+    picture(0).save(file)
+    check_image(file)
+    file.write_bytes(file.read_bytes()[:-100])
+    check_image(file)
+    file.unlink()
+    with pytest.raises(InputError, match=r"a\.png does not exist"):
+        check_image(file)
 
 
 def test_the_resize_averages_as_pils_bilinear_does():
@@ -90,7 +101,8 @@ def test_the_resize_averages_as_pils_bilinear_does():
     row[:, 0] = 70
     row[:, 3, 1] = 7
     resized = resize_image(Image.fromarray(row), 2)
-    # halving weighs the four pixels of a side 3/7, 3/7, 1/7 and 0 for the left half, mirrored for the right one
+    # halving weighs the four pixels of a side 3/7, 3/7, 1/7 and 0 for the left half, mirrored for
+    # the right one
     assert resized.shape == (3, 2, 2) and resized.dtype == np.uint8
     assert resized[0].tolist() == [[30, 0], [30, 0]]
     assert resized[1].tolist() == [[30, 3], [30, 3]]

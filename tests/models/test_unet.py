@@ -280,6 +280,7 @@ def test_a_config_that_contradicts_the_support_stem_is_refused(unet, tmp_path):
         DiffewsUNet.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_compiles_without_a_graph_break(tiny_unet_config):
     blocks = {

@@ -1,4 +1,4 @@
-"""The shell scripts: the reference's names are thin calls of eval.sh, and the last line is the mIoU."""
+"""The shell scripts: the reference's names are thin calls of eval.sh; last comes the mIoU."""
 
 import os
 import subprocess

@@ -1,26 +1,24 @@
 """The study's report: cells, verdicts and the picture from hand-made runs; nothing is trained."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
+import plan
 import pytest
+import report
 
-import diffews
 from diffews.errors import InputError
 from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
-
-sys.path.append(str(Path(diffews.__file__).parent.parent / "scripts" / "study"))
-study, report = importlib.import_module("run"), importlib.import_module("report")
 
 CLASSES, EACH = (3, 7), 21  # classes, and episodes of each; a multiple of 3
 
 
 def write_run(evaluation, shares, sweep=None, query="q"):
-    """Writes an evaluation. shares: IoU of each class in percent; a third of its episodes lies 5 above, one below."""
+    """Writes an evaluation.
+
+    shares: IoU of each class in percent; a third of its episodes lies 5 above, one below.
+    """
 
     def counts(values):
         wobble = [5 * (index // 2 % 3 - 1) for index in range(2 * EACH)]
@@ -58,7 +56,7 @@ def write_seeds(out, name, shares_by_seed):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
-    write_seeds(out, report.DEFAULT, [(60, 40), (62, 40), (64, 40)])  # mIoU 50, 51, 52
+    write_seeds(out, plan.DEFAULT, [(60, 40), (62, 40), (64, 40)])  # mIoU 50, 51, 52
     write_seeds(
         out, "kv_fusion-addition", [(30, 20), (32, 20), (34, 20)]
     )  # 25, 26, 27: clearly worse
@@ -71,7 +69,7 @@ def out(tmp_path_factory):
     write_seeds(out, "qkv_fusion-concatenation", [(60, 40), (62, 40), (64, 41)])  # alike
     write_seeds(out, "noise_to_mask", [(10, 10)])  # one seed: no interval
     swept = {
-        report.DEFAULT_THRESHOLD: (80, 60),
+        plan.DEFAULT_THRESHOLD: (80, 60),
         "relative 0.2": (70, 50),
         "absolute 0.15": (80, 62),
     }
@@ -186,13 +184,11 @@ def test_the_report_is_the_same_bytes_again(out, docs, tmp_path):
 
 def test_a_report_of_nothing_says_so(tmp_path):
     report.write_report(tmp_path / "none", tmp_path)
-    assert (
-        f"After {study.STEPS} steps the default reaches -." in (tmp_path / "study.md").read_text()
-    )
+    assert f"After {plan.STEPS} steps the default reaches -." in (tmp_path / "study.md").read_text()
 
 
 def test_runs_of_other_episodes_are_refused(tmp_path):
-    write_seeds(tmp_path, report.DEFAULT, [(60, 40)])
+    write_seeds(tmp_path, plan.DEFAULT, [(60, 40)])
     write_run(tmp_path / "runs" / "noise_to_mask" / "seed0" / "eval", (60, 40), query="other")
     with pytest.raises(
         InputError, match="noise_to_mask and kv_fusion-concatenation .* different episodes"
@@ -250,16 +246,16 @@ def test_the_variants_cover_every_word():
     words["generation"] = GENERATIONS
     keys = [
         {k: float(v) if k.startswith("beta") else v for k, v in own.items()}
-        for own in study.VARIANTS.values()
+        for own in plan.VARIANTS.values()
     ]
     variants = [Variant(**own) for own in keys]
     for name, known in words.items():
         assert {getattr(variant, name) for variant in variants} == set(known)
     assert len(set(variants)) == len(variants)
-    assert variants[list(study.VARIANTS).index(report.DEFAULT)] == Variant()
+    assert variants[list(plan.VARIANTS).index(plan.DEFAULT)] == Variant()
 
 
 def test_every_variant_stands_in_a_table_and_has_a_name():
-    assert {name for names in report.STUDIES.values() for name in names} == set(study.VARIANTS)
-    assert set(study.VARIANTS) <= set(report.LABELS)
-    assert {names[0] for names in report.STUDIES.values()} == {report.DEFAULT}
+    assert {name for names in plan.STUDIES.values() for name in names} == set(plan.VARIANTS)
+    assert set(plan.VARIANTS) <= set(plan.LABELS)
+    assert {names[0] for names in plan.STUDIES.values()} == {plan.DEFAULT}

@@ -363,6 +363,7 @@ def launch(words, processes, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_with_the_double_batch(train, train_words, tmp_path):
     words = ["accumulate=2", "checkpoint_every=1", "keep=9", "steps=3", "seed=5"]
     one = train(*words, "batch=2", out=tmp_path / "one")
