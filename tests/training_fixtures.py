@@ -1,4 +1,4 @@
-"""What the training tests share: few shapes, a tiny random base, and a run of a few steps."""
+"""What the training tests share: few shapes, a tiny random base, a run of a few steps."""
 
 import contextlib
 import io

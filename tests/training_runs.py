@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from diffews import DiffewsUNet
-from diffews.data.training import PixelSource
+from diffews.data.training import PixelReader
 from diffews.models.weights import save_text
 from diffews.tools import shapes
 from diffews.tools.tiny import TEXT_SHAPE, UNET, VAE
@@ -28,7 +28,7 @@ ENCODER = (
 
 
 def reset_accelerate() -> None:
-    """Accelerate keeps device and precision for a process; the next run has its own."""
+    """Accelerate keeps device and precision for the whole process; the next run brings its own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -42,7 +42,7 @@ def make_few_shapes(out: Path, seed: int = 0, per_class: int = 2) -> Path:
 
 
 def write_tiny_base(folder: Path, seed: int = 0) -> Path:
-    """As `diffews make-tiny-base` writes it, but the VAE has learnt nothing."""
+    """The layout of `diffews make-tiny-base`, with a VAE that has learnt nothing."""
     torch.manual_seed(seed)
     AutoencoderKL(**VAE, scaling_factor=0.6).save_pretrained(folder / "vae")
     DiffewsUNet(**UNET).save_config(folder / "unet")
@@ -52,9 +52,9 @@ def write_tiny_base(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def one_step_input(query, target, images, drawn, shots: int) -> StepInput:
+def one_step_input(query, target, images, painted, shots: int) -> StepInput:
     """What a training step of the released model takes: latents, the timestep of the one step."""
-    return StepInput(query, torch.tensor(1), target, images, drawn, shots)
+    return StepInput(query, torch.tensor(1), target, [images, painted], None, shots)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -81,8 +81,10 @@ def checkpoints(out: Path) -> list[str]:
 
 def batches_of(run) -> list:
     """The micro-batches of a trainer, from the first on, read from the disk."""
-    source = PixelSource(run.benchmark, run.config.image_size)
-    return [
-        run.reader(source).read(micro_step)
-        for micro_step in range(run.config.steps * run.config.accumulate)
-    ]
+    reader = run.batch_reader(pixel_reader(run))
+    return [reader.read(step) for step in range(run.config.steps * run.config.accumulate)]
+
+
+def pixel_reader(run) -> PixelReader:
+    """What a trainer without a cache reads episodes with."""
+    return PixelReader(run.benchmark, run.config.image_size, run.renderings)
