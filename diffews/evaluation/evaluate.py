@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffews.cli.settings import EvalConfig
-from diffews.data.episodes import EpisodeDataset, Picture, Sample
+from diffews.data.episodes import DecodedSample, EpisodeDataset, Sample
 from diffews.data.prefetch import stream
 from diffews.errors import InputError
 from diffews.evaluation.metrics import (
@@ -55,7 +55,7 @@ class Group:
     support_rgb: Tensor  # [B*n, 3, S, S]
     support_masks: Tensor  # [B*n, S, S]
     distinct: Tensor  # [B + 2*B*n], the same number for the same picture: queries, supports, support masks
-    originals: list[Picture]  # the queries at their own size, if they are asked for
+    originals: list[DecodedSample]  # the queries at their own size, if they are asked for
 
     def shown(self, row: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray, np.ndarray]:
         """What a picture of one query shows: supports with masks, query, truth; images (S, S, 3), masks (S, S)."""
@@ -89,7 +89,7 @@ def read_group(dataset: EpisodeDataset, indices: list[int], originals: bool = Fa
         support_rgb=_stack([episode.support_rgb for episode in episodes]).flatten(0, 1),
         support_masks=_stack([episode.support_masks for episode in episodes]).flatten(0, 1),
         distinct=torch.tensor([numbers[key] for key in keys]),
-        originals=[dataset.query_picture(index) for index in dict.fromkeys(indices)] if originals else [],
+        originals=[dataset.decode_query(index) for index in dict.fromkeys(indices)] if originals else [],
     )
 
 
