@@ -154,11 +154,11 @@ def run_prepare(config: keys.PrepareConfig) -> int:
     good = True
     if config.benchmark == "coco20i":
         for part in config.parts or ["train2014", "val2014"]:
-            report, names = prepare.prepare_and_check_coco(
+            checked = prepare.prepare_and_check_coco(
                 Path(config.data), part, workers, config.rasterizer, config.least_pixels
             )
-            print(report.report(names))
-            good = good and report.good
+            print(checked.summary())
+            good = good and checked.good
     elif config.benchmark == "lvis92i":
         root = Benchmark.find_root(Path(config.data), "LVIS")
         for part in config.parts or ["train", "val"]:
@@ -183,12 +183,12 @@ def run_check(config: keys.CheckConfig) -> int:
         benchmark = open_benchmark(
             config.benchmark, config.data, fold, split, config.splits, config.shots, **config.options()
         )
-        report = check_folder(benchmark, split, workers)
+        lines, split_is_good = check_folder(benchmark, split, workers)
         if benchmark.builtin_lists and config.splits != "builtin":
             published = open_benchmark(config.benchmark, config.data, fold, split, "builtin", config.shots)
-            report.lines.append(compare_with_published(split, benchmark, published))
-        print("\n".join(report.lines))
-        good = good and report.good
+            lines.append(compare_with_published(split, benchmark, published))
+        print("\n".join(lines))
+        good = good and split_is_good
     print("the folder is good" if good else "the folder is NOT good")
     return 0 if good else 1
 

@@ -1,4 +1,4 @@
-"""Benchmarks: each gives episodes by name, and decodes them. Knows no model; torch comes with the first mask."""
+"""Benchmarks: each gives episodes by name, and decodes them. Knows no model."""
 
 from diffews.data.registry import load_benchmark as load_benchmark
 from diffews.data.registry import open_benchmark as open_benchmark

@@ -1,18 +1,21 @@
-"""Several benchmarks as one source of training episodes, each with a weight (the paper's in-context setting)."""
+"""Several benchmarks as one source of training episodes (the paper's in-context setting)."""
 
 import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffews.data.episodes import Benchmark, EpisodeList, Picture, Sample
+from diffews.data.episodes import Benchmark, DecodedSample, EpisodeList, Sample
 from diffews.errors import InputError
 
 STRIDE = 10_000  # class ids of the k-th benchmark start at k * STRIDE
 
 
 class Mix(Benchmark):
-    """Class c of the k-th benchmark is k * 10000 + c; an episode first draws a benchmark by weight."""
+    """Class c of the k-th benchmark is k * 10000 + c; an episode first draws a benchmark.
+
+    parts: name, weight and the opened benchmark of each; weights are relative.
+    """
 
     def __init__(self, parts: Sequence[tuple[str, float, Benchmark]]) -> None:
         self.fold = parts[0][2].fold
@@ -21,37 +24,41 @@ class Mix(Benchmark):
         self.groups: list[tuple[float, list[int]]] = []
         for k, (name, weight, part) in enumerate(parts):
             if not any(len(set(part.images[c])) > 1 for c in part.class_ids):
-                raise InputError(f"mix={name}: no class has two pictures; an episode needs a query and a support")
-            ids = [k * STRIDE + c for c in part.class_ids]
-            self.groups.append((weight, ids))
-            self.class_ids += ids
-            self.class_names |= {k * STRIDE + c: f"{name}: {part.class_names[c]}" for c in part.class_ids}
-            self.images |= {k * STRIDE + c: [_mark(s, k) for s in part.images[c]] for c in part.class_ids}
+                raise InputError(f"mix={name}: no class has two pictures; "
+                                 "an episode needs a query and a support")
 
-    def read(self) -> None:
+            # what the part says of its classes, under their ids in the mix
+            ids = {k * STRIDE + c: c for c in part.class_ids}
+            self.groups.append((weight, list(ids)))
+            self.class_ids += ids
+            self.class_names |= {i: f"{name}: {part.class_names[c]}" for i, c in ids.items()}
+            self.images |= {i: [_numbered(s, k) for s in part.images[c]] for i, c in ids.items()}
+
+    def read_lists(self) -> None:
         raise NotImplementedError  # the parts are read already
 
     def draw(self, shots: int) -> EpisodeList:
-        """A mix has no published episodes."""
         raise InputError("mix= is for training; evaluate on one benchmark")
 
     def files(self, sample: Sample) -> list[Path]:
-        """Returns what the sample's own benchmark reads."""
-        part, own = self._own(sample)
-        return part.files(own)
+        part, sample = self._find_part(sample)
+        return part.files(sample)
 
-    def decode(self, sample: Sample, class_id: int) -> Picture:
-        """Decodes as the sample's own benchmark does."""
-        part, own = self._own(sample)
-        return part.decode(own, class_id % STRIDE)
+    def decode(self, sample: Sample, class_id: int) -> DecodedSample:
+        part, sample = self._find_part(sample)
+        return part.decode(sample, class_id % STRIDE)
 
-    def _own(self, sample: Sample) -> tuple[Benchmark, Sample]:
+    def classes_in(self, sample: Sample) -> list[int]:
+        part, sample = self._find_part(sample)
+        return [self.parts.index(part) * STRIDE + c for c in part.classes_in(sample)]
+
+    def _find_part(self, sample: Sample) -> tuple[Benchmark, Sample]:
         number, _, name = sample.name.partition(":")
         return self.parts[int(number)], Sample(name, sample.object_id)
 
 
-@functools.cache
-def _mark(sample: Sample, number: int) -> Sample:
+@functools.cache  # one object for a sample, however many classes list it
+def _numbered(sample: Sample, number: int) -> Sample:
     return Sample(f"{number}:{sample.name}", sample.object_id)
 
 
@@ -64,7 +71,9 @@ def parse_mix(words: Sequence[str]) -> list[tuple[str, float]]:
             share = float(weight or 1)
         except ValueError:
             share = 0.0
+
         if not 0 < share < math.inf:  # nan is neither
-            raise InputError(f"mix={word}: the weight is not a positive number; write benchmark:weight")
+            raise InputError(
+                f"mix={word}: the weight is not a positive number; write benchmark:weight")
         parts.append((name, share))
     return parts

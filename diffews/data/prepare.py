@@ -2,9 +2,9 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,31 @@ import numpy as np
 from tqdm import tqdm
 
 from diffews.data.benchmarks.coco20i import CLASS_NAMES, FOLDS, Coco20i
-from diffews.data.benchmarks.coco_json import CocoContent, read_coco
+from diffews.data.benchmarks.coco_json import CocoContent
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
 from diffews.data.polygons import segmentation_mask
-from diffews.errors import InputError, raised, returned
+from diffews.errors import InputError, raised, refuse, returned
 from diffews.images.files import open_mask
 from diffews.runtime.files import hash_files, open_run, write_atomic
 
-GOOD = 0.999  # share of (picture, class) pairs that agree, from which a self-check calls masks right
+GOOD = 0.999  # share of pairs that agree, from which a self-check calls masks right
+Pairs = set[tuple[str, int]]  # (picture, class id)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SelfCheck:
-    """How masks agree with the lists: sets of (picture, class id)."""
+    """How masks agree with the lists."""
 
     part: str
-    agree: set[tuple[str, int]] = field(default_factory=set)
-    missing: set[tuple[str, int]] = field(default_factory=set)  # listed, but the class is too small in the mask
-    extra: set[tuple[str, int]] = field(default_factory=set)  # large enough in the mask, but not listed
+    names: dict[int, str]  # of the classes
+    agree: Pairs
+    missing: Pairs  # listed, but the class is too small in the mask
+    extra: Pairs  # large enough in the mask, but not listed
 
     @property
     def share(self) -> float:
-        """Share of all pairs that agree."""
+        """Share of all pairs that agree, 0..1."""
         return len(self.agree) / max(len(self.agree) + len(self.missing) + len(self.extra), 1)
 
     @property
@@ -43,129 +45,92 @@ class SelfCheck:
         """Whether the masks may be called right."""
         return self.share >= GOOD
 
-    def report(self, names: dict[int, str]) -> str:
-        """Returns the counts, the classes that agree least, and a verdict in one sentence."""
-        lines = [
-            f"{self.part}: {len(self.agree)} (picture, class) pairs agree with the lists, "
-            f"{len(self.missing)} are missing, {len(self.extra)} are too many"
-        ]
-        classes = sorted({c for pairs in (self.missing, self.extra) for _, c in pairs})
-        for class_id in classes:
-            missing, extra = (sum(c == class_id for _, c in pairs) for pairs in (self.missing, self.extra))
-            lines.append(f"  {names.get(class_id, class_id)}: {missing} missing, {extra} too many")
-        verdict = f"{self.share:.2%} of the pairs agree"
-        if self.good:
-            return "\n".join([*lines, f"{self.part}: the masks are right, {verdict}"])
-        name, class_id = min(self.missing or self.extra)
-        return "\n".join(
-            [*lines, f"{self.part}: the masks are NOT right, {verdict}; look at {name}, class {class_id}"]
-        )
+    def summary(self) -> str:
+        """Returns the counts, those of every class that does not agree, and a verdict."""
+        lines = [f"{self.part}: {len(self.agree)} (picture, class) pairs agree with the lists, "
+                 f"{len(self.missing)} are missing, {len(self.extra)} are too many"]
+        for class_id in sorted({c for _, c in self.missing | self.extra}):
+            missing, extra = (sum(c == class_id for _, c in pairs)
+                              for pairs in (self.missing, self.extra))
+            name = self.names.get(class_id, class_id)
+            lines.append(f"  {name}: {missing} missing, {extra} too many")
+
+        verdict = "right" if self.good else "NOT right"
+        lines.append(f"{self.part}: the masks are {verdict}, {self.share:.2%} of the pairs agree")
+        if not self.good:
+            picture, class_id = min(self.missing or self.extra)
+            lines[-1] += f"; look at {picture}, class {class_id}"
+        return "\n".join(lines)
 
 
-def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
-    """Writes annotations/<part>/COCO_*.png from annotations/instances_<part>.json; goes on where it was stopped.
+def prepare_and_check_coco(data: Path, part: str, workers: int, rasterizer: str,
+                           least: int) -> SelfCheck:
+    """Writes a part's masks (see `prepare_coco`) and compares them with the lists.
 
-    Annotations with iscrowd=0 in the file's order, later over earlier; a picture without any is skipped.
+    data: the folder that holds COCO2014/.
+    least: a (picture, class) pair belongs into the lists if the class covers so many pixels.
     """
-    file, folder = root / "annotations" / f"instances_{part}.json", root / "annotations" / part
-    content = read_coco(file)
-    if len(content.categories) != len(CLASS_NAMES):
-        raise InputError(f"{file} has {len(content.categories)} categories, not COCO's {len(CLASS_NAMES)}")
-    open_run(folder, {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])})
-    index = {category: position + 1 for position, category in enumerate(content.categories)}
-    todo = []
-    for image_id, picture in content.images.items():
-        annotations = [a for a in content.of_image.get(image_id, []) if not a.get("iscrowd")]
-        target = folder / f"{Path(picture['file_name']).stem}.png"
-        if annotations and not target.is_file():
-            todo.append(
-                (target, picture, [(index[a["category_id"]], a["segmentation"], a["id"]) for a in annotations])
-            )
-    write = functools.partial(_write_mask, rasterizer=rasterizer, where=str(file))
-    run_all(write, todo, workers, f"masks of {part}")
-
-
-def prepare_and_check_coco(
-    data: Path, part: str, workers: int, rasterizer: str, least: int
-) -> tuple[SelfCheck, dict[int, str]]:
-    """Writes a part's masks and compares them with the lists; returns the self-check and the names of the classes."""
     root, split = Benchmark.find_root(data, "COCO2014"), {"train2014": "train", "val2014": "test"}
     if part not in split:
         raise InputError(f"parts={part} is not one of {', '.join(split)}")
     lists: dict[int, list[str]] = {}
-    names: dict[int, str] = {}
     for fold in range(FOLDS):  # together they list every class
         benchmark = Coco20i(data, fold, split[part])
-        lists.update({c: [sample.name for sample in samples] for c, samples in benchmark.images.items()})
-        names.update(benchmark.class_names)
+        lists |= {c: [sample.name for sample in s] for c, s in benchmark.images.items()}
     prepare_coco(root, part, rasterizer, workers)
-    return check_masks(root, part, lists, workers, least), names
+
+    # pictures without a mask count as holding nothing
+    masks = sorted((root / "annotations" / part).glob("*.png"))
+    classes = run_all(functools.partial(_large_classes, least=least), masks, workers, "check")
+    found = {(f"{part}/{mask.stem}.jpg", c)
+             for mask, ids in zip(masks, classes, strict=True) for c in ids}
+    listed = {(name, c) for c, names in lists.items() for name in names}
+    return SelfCheck(part, benchmark.class_names, listed & found, listed - found, found - listed)
 
 
-def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int, name: str) -> list[Any]:
-    """Returns function(item) of every item in order, on `workers` processes, with a progress bar."""
-    if workers < 2 or len(items) < 2:
-        return [function(item) for item in tqdm(items, unit="image", desc=name)]
-    chunk, results = max(1, min(64, len(items) // workers)), []
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=len(items), unit="image", desc=name) as bar:
-        try:
-            for result in pool.map(functools.partial(returned, function), items, chunksize=chunk):
-                results.append(raised(result))
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # else the error would be shown when all else is done
-            raise
-    return results
+def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
+    """Writes annotations/<part>/COCO_*.png from annotations/instances_<part>.json.
 
-
-def rasterize(
-    annotations: Iterable[tuple[int, Any, Any]], height: int, width: int, rasterizer: str, where: str
-) -> np.ndarray:
-    """Paints (value, segmentation, annotation id) in order -> class map uint8 (height, width)."""
-    class_map = np.zeros((height, width), np.uint8)
-    for value, segmentation, annotation_id in annotations:
-        place = f"{where}: annotation {annotation_id}"
-        if rasterizer == "fillpoly" and isinstance(segmentation, list):
-            segmentation_mask(segmentation, height, width, place)  # refuses what is no polygon
-            for polygon in segmentation:
-                cv2.fillPoly(class_map, [np.array(polygon).reshape(-1, 2).astype(np.int32)], value)
-        else:
-            class_map[segmentation_mask(segmentation, height, width, place) > 0] = value
-    return class_map
-
-
-def check_masks(folder: Path, part: str, lists: dict[int, list[str]], workers: int, least: int) -> SelfCheck:
-    """Compares the masks of a part with the lists: a pair belongs there iff the class covers `least` pixels.
-
-    lists: class id -> picture names; pictures without a mask count as holding nothing.
+    Annotations with iscrowd=0 in the file's order, later over earlier; a picture without any is
+    skipped. A run that was stopped goes on.
     """
-    listed = {(name, class_id) for class_id, names in lists.items() for name in names}
-    masks = sorted((folder / "annotations" / part).glob("*.png"))
-    found: set[tuple[str, int]] = set()
-    for mask, classes in zip(
-        masks, run_all(functools.partial(_large_classes, least=least), masks, workers, "check"), strict=True
-    ):
-        found |= {(f"{part}/{mask.stem}.jpg", class_id) for class_id in classes}
-    return SelfCheck(part, agree=listed & found, missing=listed - found, extra=found - listed)
+    file, folder = root / "annotations" / f"instances_{part}.json", root / "annotations" / part
+    content = CocoContent(read_json_file(file), file)
+    if len(content.categories) != len(CLASS_NAMES):
+        raise InputError(
+            f"{file} has {len(content.categories)} categories, not COCO's {len(CLASS_NAMES)}")
+    open_run(folder, {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])})
+
+    value = {category: place for place, category in enumerate(content.categories, start=1)}
+    todo = []
+    for image_id, image in content.images.items():
+        target = folder / f"{Path(image['file_name']).stem}.png"
+        shapes = [(value[a["category_id"]], a["segmentation"], a["id"])
+                  for a in content.of_image.get(image_id, []) if not a.get("iscrowd")]
+        if shapes and not target.is_file():
+            todo.append((target, image["height"], image["width"], shapes))
+    write = functools.partial(_write_mask, rasterizer=rasterizer, where=str(file))
+    run_all(write, todo, workers, f"masks of {part}")
 
 
 def prepare_lvis(root: Path, part: str) -> Path:
-    """Writes lvis_<part>.json (class -> picture -> annotations) from the official lvis_v1_<part>.json.
+    """Writes lvis_<part>.json (class -> picture -> annotations) from lvis_v1_<part>.json.
 
-    Classes in the order of their ids, pictures in the order of the annotations. The order of the published pickles
-    is not known, so that the episodes cannot be checked against the published ones.
+    Classes in the order of their ids, pictures in the order of the annotations. The order of the
+    published pickles is not known, so that episodes cannot be checked against the published ones.
     """
     file = root / f"lvis_v1_{part}.json"
     content = read_json_file(file)
-    try:  # LVIS v1 names pictures by their address
-        images = [{**i, "file_name": "/".join(i["coco_url"].split("/")[-2:])} for i in content["images"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: the key {error} is missing; is it LVIS v1?") from None
+    with refuse(f"{file} lacks a key", KeyError, TypeError, AttributeError, cure="is it LVIS v1?"):
+        images = [{**image, "file_name": "/".join(image["coco_url"].split("/")[-2:])}
+                  for image in content["images"]]  # LVIS v1 names pictures by their address
     checked = CocoContent({**content, "images": images}, file)
+
     table: dict[str, dict[str, Any]] = {name: {} for name in checked.categories.values()}
     for annotation in content["annotations"]:
         of_class = table[checked.categories[annotation["category_id"]]]
-        entry = of_class.setdefault(checked.images[annotation["image_id"]]["file_name"], {"annotations": []})
+        name = checked.images[annotation["image_id"]]["file_name"]
+        entry = of_class.setdefault(name, {"annotations": []})
         entry["annotations"].append({"segmentation": annotation["segmentation"]})
     target = root / f"lvis_{part}.json"
     write_atomic(target, json.dumps({name: found for name, found in table.items() if found}))
@@ -173,29 +138,64 @@ def prepare_lvis(root: Path, part: str) -> Path:
 
 
 def prepare_pascal(root: Path, sbd: Path, workers: int) -> int:
-    """Writes SegmentationClassAug from VOC 2012's SegmentationClass and SBD's cls/*.mat; returns the number of masks.
+    """Writes SegmentationClassAug from VOC 2012's SegmentationClass and SBD's cls/*.mat.
 
-    A picture that VOC itself annotates takes VOC's mask, with its boundary (255); the others take SBD's, without.
+    A picture that VOC itself annotates takes VOC's mask, with its boundary (255); the others take
+    SBD's, without. Returns the number of masks.
     """
-    try:
+    with refuse("SBD's .mat files need scipy", ImportError,
+                cure="install it with pip install 'diffews[sbd]'"):
         import scipy.io  # noqa: F401  (asked for before anything is written)
-    except ImportError:
-        raise InputError("SBD's .mat files need scipy; install it with pip install 'diffews[sbd]'") from None
-    voc = {path.stem: path for path in sorted((root / "SegmentationClass").glob("*.png"))}
-    mats = {path.stem: path for path in sorted((sbd / "cls").glob("*.mat"))}
-    for found, place in ((voc, root / "SegmentationClass"), (mats, sbd / "cls")):
+    sources: dict[str, Path] = {}
+    for place, suffix in ((sbd / "cls", ".mat"), (root / "SegmentationClass", ".png")):
+        found = {path.stem: path for path in place.glob(f"*{suffix}")}
         if not found:
             raise InputError(f"{place}: nothing in it; see datasets/README.md")
+        sources |= found
+
     folder = root / "SegmentationClassAug"
     folder.mkdir(exist_ok=True)
-    todo = [(path, folder / f"{name}.png") for name, path in {**mats, **voc}.items()]
-    run_all(_write_class_map, [(a, b) for a, b in todo if not b.is_file()], workers, "masks")
-    return len(todo)
+    pairs = [(sources[name], folder / f"{name}.png") for name in sorted(sources)]
+    run_all(_write_class_map, [p for p in pairs if not p[1].is_file()], workers, "masks")
+    return len(pairs)
 
 
-def _write_mask(item: tuple[Path, dict[str, Any], list[tuple[int, Any, Any]]], rasterizer: str, where: str) -> None:
-    target, picture, annotations = item
-    _save_png(target, rasterize(annotations, picture["height"], picture["width"], rasterizer, where))
+def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int,
+            name: str) -> list[Any]:
+    """Returns function(item) of every item in order, on `workers` processes, with a bar `name`."""
+    if workers < 2 or len(items) < 2:
+        return [function(item) for item in tqdm(items, unit="image", desc=name)]
+
+    chunk, results = max(1, min(64, len(items) // workers)), []
+    bar = tqdm(total=len(items), unit="image", desc=name)
+    with ProcessPoolExecutor(workers) as pool, bar:
+        try:
+            caught = functools.partial(returned, function)
+            for result in pool.map(caught, items, chunksize=chunk):
+                results.append(raised(result))
+                bar.update()
+        except BaseException:  # else the error would be shown when all else is done
+            pool.shutdown(cancel_futures=True)
+            raise
+    return results
+
+
+def _write_mask(item: tuple[Path, int, int, list[tuple[int, Any, Any]]], rasterizer: str,
+                where: str) -> None:
+    """Fills shapes (value, segmentation, annotation id) in order -> PNG (height, width)."""
+    target, height, width, shapes = item
+    class_map = np.zeros((height, width), np.uint8)
+
+    for value, segmentation, annotation_id in shapes:
+        place = f"{where}: annotation {annotation_id}"
+        mask = segmentation_mask(segmentation, height, width, place)
+        if rasterizer == "fillpoly" and isinstance(segmentation, list):
+            for polygon in segmentation:
+                points = np.array(polygon).reshape(-1, 2).astype(np.int32)
+                cv2.fillPoly(class_map, [points], value)
+        else:
+            class_map[mask > 0] = value
+    _save_png(target, class_map)
 
 
 def _write_class_map(item: tuple[Path, Path]) -> None:
@@ -203,10 +203,8 @@ def _write_class_map(item: tuple[Path, Path]) -> None:
     if source.suffix == ".mat":
         from scipy.io import loadmat
 
-        try:
+        with refuse(f"{source} holds no GTcls.Segmentation"):  # scipy raises many kinds
             class_map = loadmat(source)["GTcls"]["Segmentation"][0, 0]
-        except Exception as error:  # scipy raises many kinds for a damaged file
-            raise InputError(f"{source} holds no GTcls.Segmentation ({error})") from None
     else:
         class_map = open_mask(source)
     _save_png(target, class_map.astype(np.uint8))

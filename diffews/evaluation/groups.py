@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffews.data.episodes import EpisodeDataset, Picture, Sample
+from diffews.data.episodes import EpisodeDataset, DecodedSample, Sample
 from diffews.images.masks import Segmentation
 from diffews.images.paint import to_pixels
 from diffews.pipeline import DiffewsPipeline
@@ -34,7 +34,7 @@ class Group:
     support_rgb: Tensor
     support_masks: Tensor
     distinct: Tensor
-    originals: list[Picture]
+    originals: list[DecodedSample]
 
     def shown(
         self, row: int
@@ -83,7 +83,7 @@ def read_group(dataset: EpisodeDataset, indices: list[int], originals: bool = Fa
     keys += [(sample, None) for sample, _ in supports] + list(supports)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
 
-    own = [dataset.query_picture(index) for index in decoded] if originals else []
+    own = [dataset.decode_query(index) for index in decoded] if originals else []
     return Group(
         indices=indices,
         query_rgb=_stack([episode.query_rgb for episode in episodes]),

@@ -1,4 +1,4 @@
-"""What every benchmark beside COCO-20i keeps: the reference's episodes and pixels, training, lists, evaluation."""
+"""What all benchmarks keep: the reference's episodes and pixels, training, lists, evaluation."""
 
 import hashlib
 import json

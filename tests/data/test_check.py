@@ -24,7 +24,7 @@ def check(run, own_coco):
 
 @pytest.fixture
 def listed(own_coco):
-    """A listed (sample, class, picture file, mask file) of fold 0's test split, whose mask has no other class."""
+    """A listed (sample, class, image file, mask file) of fold 0; the mask has no other class."""
     benchmark = open_benchmark("coco20i", own_coco, 0, "test")
     class_id = benchmark.class_ids[0]
     sample = benchmark.images[class_id][0]
@@ -107,7 +107,7 @@ def test_a_mask_of_another_size_than_its_picture_is_named(check, listed):
         turned = np.asarray(mask).T
     larger = np.pad(turned, ((0, 7), (0, 0)))
     Image.fromarray(larger).save(listed[3])
-    assert "of another size" in assert_names(check(), listed[3])
+    assert "the mask is " in assert_names(check(), listed[3])
 
 
 def test_a_value_out_of_range_is_named(check, listed):

@@ -1,4 +1,4 @@
-"""COCO-20i: the published episodes, the loader interface that other code relies on, and damaged folders."""
+"""COCO-20i: the published episodes, the loader interface, and damaged folders."""
 
 import hashlib
 import json

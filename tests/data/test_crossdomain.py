@@ -135,7 +135,7 @@ def test_a_class_with_one_picture_is_refused(refused, tmp_path):
 
 @pytest.fixture
 def ade(tmp_path, picture):
-    """Six training and three validation pictures; class k covers the left half of picture k and of the next."""
+    """Six training, three validation images; class k is the left half of image k and the next."""
     root = tmp_path / "ADEChallengeData2016"
     for part, count in (("training", 6), ("validation", 3)):
         for number in range(count):

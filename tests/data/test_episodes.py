@@ -1,4 +1,4 @@
-"""Episodes are drawn up front by name, exactly as the reference draws them, and decoded one by one."""
+"""Episodes are drawn up front by name, as the reference draws them, and decoded one by one."""
 
 import hashlib
 import json
@@ -112,7 +112,7 @@ def test_an_episode_is_the_same_each_time_and_in_any_order(golden_set):
 
 def test_a_query_comes_at_its_own_size(golden_set, coco):
     for index, episode in enumerate(golden_set.episodes):
-        picture = golden_set.query_picture(index)
+        picture = golden_set.decode_query(index)
         image = Image.open(coco / "COCO2014" / episode.query.name).convert("RGB")
         labels = Image.open(
             (coco / "COCO2014" / "annotations" / episode.query.name).with_suffix(".png")
@@ -127,7 +127,7 @@ def test_a_mask_of_another_size_than_its_picture_is_refused_at_any_size(own_coco
     data = load_benchmark("coco20i", own_coco, fold=0, image_size=32, episodes=1)
     file = (own_coco / "COCO2014" / "annotations" / data.episodes[0].query.name).with_suffix(".png")
     Image.new("L", (5, 4)).save(file)
-    for read in (data.query_picture, data.__getitem__):
+    for read in (data.decode_query, data.__getitem__):
         with pytest.raises(InputError, match=f"{file.name}: the mask is 5 x 4, its picture "):
             read(0)
 
@@ -141,6 +141,18 @@ def test_loader_workers_decode_the_same(golden_set):
         assert episode.support_names == want.support_names
         for part in ("query_rgb", "query_mask", "support_rgb", "support_masks"):
             assert np.array_equal(getattr(episode, part), getattr(want, part)), part
+
+
+def test_the_first_missing_folder_ends_the_search_for_files(own_coco, monkeypatch):
+    data = load_benchmark("coco20i", own_coco, fold=0, episodes=4)
+    asked, files = [], data.benchmark.files
+    monkeypatch.setattr(data.benchmark, "files", lambda s: asked.append(s) or files(s))
+    folder = own_coco / "COCO2014" / "annotations" / "val2014"
+    folder.rename(own_coco / "elsewhere")
+    with pytest.raises(InputError) as caught:
+        data.check_files()
+    assert f"{folder} does not exist;" in str(caught.value)
+    assert asked == [data.episodes[0].query]
 
 
 def test_missing_files_are_counted_before_anything_is_decoded(own_coco):

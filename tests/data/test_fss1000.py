@@ -92,7 +92,7 @@ def test_more_categories_than_there_are_is_refused(refused_list, fss):
 def test_a_category_that_has_no_folder_is_refused(refused_eval, fss):
     file = fss / "splits" / "test.txt"
     file.write_text("aaa\n" + file.read_text())
-    assert "aaa/1.jpg does not exist (" in refused_eval("fss1000", fss.parent)
+    assert f"{fss / 'data' / 'aaa'} does not exist" in refused_eval("fss1000", fss.parent)
 
 
 @pytest.fixture

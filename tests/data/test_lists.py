@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from diffews import InputError
-from diffews.data.lists import read_class_lists, read_pickle
+from diffews.data.lists import read_class_lists, read_plain
 
 LISTS = {0: ["a.jpg", "b.jpg"], 4: ["c.jpg"]}
 BUILTIN = {0: ["built in"]}
@@ -41,9 +41,7 @@ def test_the_folders_lists_are_taken_unless_the_built_in_ones_are_asked_for(tmp_
 
 
 def test_insisting_on_the_folder_names_what_is_missing(tmp_path):
-    with pytest.raises(
-        InputError, match=r"splits=folder, but there is neither .*fold0.json nor fold0.pkl"
-    ):
+    with pytest.raises(InputError, match=r"splits=folder.*fold0.json.*fold0.pkl"):
         read(tmp_path, "folder")
 
 
@@ -62,9 +60,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
     marker.unlink()
 
     file.write_bytes(content)
-    with pytest.raises(
-        InputError, match=r"fold0.pkl is refused: it names .*open, which could run code"
-    ):
+    with pytest.raises(InputError, match=r"fold0.pkl is refused.*open, which could run code"):
         read(tmp_path)
     assert not marker.exists()  # ... and did not go off here
 
@@ -83,8 +79,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
 )
 def test_damaged_and_hand_made_pickles_are_refused(tmp_path, content):
     (tmp_path / "fold0.pkl").write_bytes(content)
-    with pytest.raises(InputError, match=r"(?s)fold0.pkl is refused: .*only plain lists"):
-        read_pickle(tmp_path / "fold0.pkl")
+    with pytest.raises(InputError, match=r"fold0.pkl is refused.*only plain lists"):
+        read_plain(tmp_path / "fold0.pkl")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""LVIS-92i: which classes a fold has, masks from polygons and run-length codes, and damaged tables."""
+"""LVIS-92i: a fold's classes, masks from polygons and run-length codes, damaged tables."""
 
 import pickle
 

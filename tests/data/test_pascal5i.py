@@ -1,4 +1,4 @@
-"""PASCAL-5i and the COCO-to-PASCAL domain shift: the published lists, the boundary, and damaged folders."""
+"""PASCAL-5i and COCO-to-PASCAL: the published lists, the boundary, and damaged folders."""
 
 import hashlib
 import json

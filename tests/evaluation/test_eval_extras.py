@@ -95,7 +95,7 @@ def test_own_size_is_that_of_the_pipelines_masks(extra, pipe, dataset):
         found = pipe(query.image, support_images=support.image, support_masks=support.mask).masks[0]
         assert found.shape == query.mask.shape
         counts.append(intersection_and_union(found, query.mask))
-    assert {dataset.query_picture(index).mask.shape for index in range(COUNT)} != {(64, 64)}
+    assert {dataset.decode_query(index).mask.shape for index in range(COUNT)} != {(64, 64)}
     records = lines(extra)
     for record, (inter, union) in zip(records, counts, strict=True):
         assert (

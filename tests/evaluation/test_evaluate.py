@@ -408,7 +408,7 @@ def test_missing_folders_are_named(refused_eval, tmp_path):
     none = tmp_path / "none"
     assert f"weight={none}: no such folder" in refused_eval(f"weight={none}")
     assert f"base={none}: no such folder" in refused_eval(f"base={none}")
-    assert f"{none}/COCO2014/val2014/COCO_val2014_" in refused_eval(f"data={none}")
+    assert f"{none}/COCO2014/val2014 does not exist" in refused_eval(f"data={none}")
 
 
 @pytest.mark.parametrize("which", ["val2014", "annotations/val2014"])
