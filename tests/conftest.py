@@ -1,4 +1,8 @@
-"""What the tests share: golden folders, tiny real models, and the command line as a function."""
+"""What the tests share: golden folders, tiny real models, and the command line as a function.
+
+Fixtures import torch and diffusers when they are used, so that the process which only hands out
+tests to workers starts without them.
+"""
 
 import contextlib
 import io
@@ -11,24 +15,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # before the first import of huggingface_hub: no test reaches for the network
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import diffusers
 import numpy as np
 import pytest
-import torch
-import transformers
 from PIL import Image
 
-from diffews import DiffewsPipeline, DiffewsUNet, load_pipeline
 from diffews.cli.main import main
 
-for library in (diffusers, transformers):
-    library.utils.logging.enable_propagation()  # their warnings reach caplog
-torch.set_num_threads(1)  # more can be many times slower on shared cores
+if TYPE_CHECKING:
+    from diffews import DiffewsPipeline, DiffewsUNet
 
 DATA = Path(__file__).parent / "data"
 SIZE = 64  # pixels; the goldens were made at this size
@@ -53,8 +52,21 @@ class Outcome:
     err: str
 
 
+@pytest.fixture(autouse=True, scope="session")
+def libraries() -> None:
+    import diffusers
+    import torch
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.enable_propagation()  # their warnings reach caplog
+    torch.set_num_threads(1)  # more can be many times slower on shared cores
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
+    import torch
+
     yield
     torch.set_num_threads(1)  # commands set the number that their `threads` key says
 
@@ -157,15 +169,21 @@ def largest_file() -> Callable[[int], contextlib.AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def pipe(weight, base) -> DiffewsPipeline:
+def pipe(weight, base) -> "DiffewsPipeline":
     """The golden model, working at 64 px; never changed."""
+    from diffews import DiffewsPipeline, load_pipeline
+
     loaded = load_pipeline(weight, base)
     return DiffewsPipeline(loaded.unet, loaded.vae, loaded.text, image_size=SIZE)
 
 
 @pytest.fixture
-def unet() -> DiffewsUNet:
+def unet() -> "DiffewsUNet":
     """A tiny random UNet with a support stem of its own."""
+    import torch
+
+    from diffews import DiffewsUNet
+
     torch.manual_seed(0)
     model = DiffewsUNet(**TINY_UNET).eval()
     torch.nn.init.normal_(model.conv_in_ref.weight, std=0.1)
