@@ -21,7 +21,7 @@ from diffews.data.episodes import EpisodeDataset
 from diffews.data.prefetch import stream
 from diffews.errors import InputError
 from diffews.evaluation.groups import (
-    Answer, answer_group, make_groups, read_group, segment_group)
+    Answer, count_group, make_groups, read_group, segment_group)
 from diffews.evaluation.metrics import boundary_counts, intersection_and_union
 from diffews.evaluation.records import Record, Records, summarize
 from diffews.images.drawing import panel, save_grid, save_image
@@ -102,8 +102,8 @@ def evaluate(
             for _ in rounds:
                 with in_step() as step:
                     while len(answers) < 2 and (group := next(own, None)) is not None:
-                        answers.append(answer_group(
-                            pipeline, group, config.shots, thresholds, config.kv_sampling))
+                        found = segment_group(pipeline, group, config.shots, config.kv_sampling)
+                        answers.append(count_group(found, group, thresholds))
                     step.mine = _record(answers.popleft(), config, dataset, out) if answers else []
                 records.append([record for part in step.all for record in part], write=is_main)
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)

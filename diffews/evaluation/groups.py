@@ -171,21 +171,17 @@ class Answer:
         return self
 
 
-def answer_group(
-    pipeline: DiffewsPipeline,
-    group: Group,
-    shots: int,
-    thresholds: list[tuple[float, str]],
-    kv_sampling: int | None = None,
+def count_group(
+    segmentation: Segmentation, group: Group, thresholds: list[tuple[float, str]]
 ) -> Answer:
-    """Segments a group's queries and counts them; on a GPU it returns before the counts are there.
+    """Counts a group's queries; on a GPU it returns before the counts are there.
 
     Args:
-        pipeline, group, shots, kv_sampling: as `segment_group` takes them.
+        segmentation: what `segment_group` said of the group.
+        group: as `read_group` gives it.
         thresholds: (threshold, rule) pairs; the first is the run's own.
 
     """
-    segmentation = segment_group(pipeline, group, shots, kv_sampling)
     masks = torch.stack([segmentation.masks(*threshold) for threshold in thresholds])
     counts = count_pixels(masks, group)
 
