@@ -1,4 +1,4 @@
-"""What puts a model's figures into proportion: masks that no model made, and a model shown the wrong class."""
+"""What puts a model's scores into proportion: masks without a model, supports of another class."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from diffews.cli.settings import BaselinesConfig
 from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, decode_sample
 from diffews.errors import InputError
-from diffews.evaluation.groups import count_pixels, read_group, segment_group
+from diffews.evaluation.groups import answer_group, count_pixels, read_group
 from diffews.evaluation.metrics import Scores, intersection_and_union
 from diffews.evaluation.tables import read_run
 from diffews.models.find import WeightSource
@@ -23,27 +23,43 @@ SWAP_SEED = 0
 
 
 def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: WeightSource) -> str:
-    """Computes all rows, writes them as JSON if `out` is given, and returns them as a table."""
+    """Scores all baselines and returns a table; config.out is the same as JSON, if it is given.
+
+    Args:
+        config: the keys of `diffews baselines`, among them runs to show in the same table.
+        dataset: the episodes.
+        source: the model that is shown swapped supports.
+
+    Raises:
+        InputError: for a run of other classes or queries.
+
+    """
     rows = [_run_row(Path(run), dataset) for run in config.runs]
     device = pick_device(config.device)
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
     with memory_advice():
-        scores = {**without_model(dataset), **swapped_support(pipeline, dataset, config)}
+        scored = {**without_model(dataset), **swapped_support(pipeline, dataset, config)}
     rows += [
-        {"name": name, "episodes": counted.episodes, "miou": counted.miou(), "fb_iou": counted.fb_iou()}
-        for name, counted in scores.items()
-    ]
+        {"name": name, "episodes": s.episodes, "miou": s.miou(), "fb_iou": s.fb_iou()}
+        for name, s in scored.items()]
+
     if config.out:
         write_atomic(Path(config.out), json.dumps(rows, indent=1) + "\n")
     width = max(len(row["name"]) for row in rows)
     lines = [f"{'':<{width}}  episodes   mIoU  FB-IoU"]
-    lines += [f"{r['name']:<{width}}  {r['episodes']:>8} {r['miou']:6.1f}  {r['fb_iou']:6.1f}" for r in rows]
+    for row in rows:
+        scores = f"{row['miou']:6.1f}  {row['fb_iou']:6.1f}"
+        lines.append(f"{row['name']:<{width}}  {row['episodes']:>8} {scores}")
     return "\n".join(lines)
 
 
 def without_model(dataset: EpisodeDataset) -> dict[str, Scores]:
-    """Scores all foreground; the first support's mask, copied; and an oracle that marks every object of any class."""
+    """Scores three masks that need no model, by name.
+
+    All foreground; the first support's mask, copied; and an oracle that marks every object of any
+    class that the benchmark knows of the query.
+    """
     names = ("all foreground", "copy the support's mask", "oracle: every object")
     scores = {name: Scores(dataset.class_ids) for name in names}
     for index in tqdm(range(len(dataset)), unit="episode", desc="no model"):
@@ -51,6 +67,7 @@ def without_model(dataset: EpisodeDataset) -> dict[str, Scores]:
         objects = np.zeros_like(episode.query_mask)
         for class_id in dataset.benchmark.classes_in(query):
             objects |= decode_sample(dataset.benchmark, query, class_id, dataset.image_size)[1]
+
         masks = (np.ones_like(objects), episode.support_masks[0], objects)
         for name, mask in zip(names, masks, strict=True):
             counts = intersection_and_union(mask, episode.query_mask, episode.query_ignore)
@@ -61,43 +78,47 @@ def without_model(dataset: EpisodeDataset) -> dict[str, Scores]:
 def swapped_support(
     pipeline: DiffewsPipeline, dataset: EpisodeDataset, config: BaselinesConfig
 ) -> dict[str, Scores]:
-    """Shows the model supports of another novel class that the query holds too, and scores against both classes.
+    """Shows the model supports of another novel class that the query holds, too.
 
-    A model that follows its support loses the original class and finds the support's. Only classes that come up count.
-    Empty where no query holds two novel classes.
+    A model that follows its support loses the original class and finds the support's: the scores
+    are of both, of those classes alone that come up. Empty where no query holds two novel classes.
     """
     pairs = swap_supports(dataset, config.shots)
     if not pairs:
         return {}
     old, new = (
         EpisodeDataset(dataset.benchmark, EpisodeList(episodes), dataset.image_size)
-        for episodes in zip(*pairs, strict=True)
-    )
+        for episodes in zip(*pairs, strict=True))
     original, shown = (Scores(sorted({e.class_id for e in d.episodes})) for d in (old, new))
-    for index in tqdm(range(len(pairs)), unit="episode", desc="swapped"):
+    threshold = (config.threshold, config.threshold_rule)
+
+    for index, (old_episode, new_episode) in enumerate(tqdm(pairs, unit="episode", desc="swapped")):
         group = read_group(new, [index])
-        segmentation = segment_group(pipeline, group, config.shots)
-        masks = segmentation.masks(config.threshold, config.threshold_rule)
-        for scores, data, truth in ((shown, new, group), (original, old, read_group(old, [index]))):
-            scores.add(data.episodes[index].class_id, *count_pixels(masks, truth)[0].tolist())
+        answer = answer_group(pipeline, group, config.shots, [threshold]).wait()
+        shown.add(new_episode.class_id, *answer.counts[0, 0].tolist())
+        counts = count_pixels(answer.masks, read_group(old, [index]))
+        original.add(old_episode.class_id, *counts[0].tolist())
     return {"swapped support, original class": original, "swapped support, support's class": shown}
 
 
 def swap_supports(dataset: EpisodeDataset, shots: int) -> list[tuple[Episode, Episode]]:
-    """Returns (episode, the same with supports of another novel class in the query) wherever the query has one."""
+    """Pairs each episode whose query holds another novel class with one that asks for that class.
+
+    The second has the same query and `shots` supports of the other class, drawn with a fixed seed.
+    """
     generator, pairs = np.random.default_rng(SWAP_SEED), []
+    novel, images = dataset.class_ids, dataset.benchmark.images
     for episode in dataset.episodes:
-        others = [
-            class_id
-            for class_id in dataset.benchmark.classes_in(episode.query)
-            if class_id in dataset.class_ids and class_id != episode.class_id
-        ]
+        held = dataset.benchmark.classes_in(episode.query)
+        others = [c for c in held if c in novel and c != episode.class_id]
         if not others:
             continue
+
+        # one of them, and supports of it that are not the query
         other = others[generator.integers(len(others))]
-        images = [sample for sample in dataset.benchmark.images[other] if sample != episode.query]
-        if images:
-            supports = tuple(images[i] for i in generator.integers(len(images), size=shots))
+        samples = [sample for sample in images[other] if sample != episode.query]
+        if samples:
+            supports = tuple(samples[i] for i in generator.integers(len(samples), size=shots))
             pairs.append((episode, Episode(other, episode.query, supports)))
     return pairs
 

@@ -1,4 +1,4 @@
-"""Baselines: figures of hand-made masks, supports of another novel class, and the table of the command."""
+"""Baselines: hand-made masks, supports of another novel class, and the table of the command."""
 
 import json
 
@@ -15,7 +15,8 @@ from diffews.evaluation.metrics import intersection_and_union
 
 pytest_plugins = ("training_fixtures",)
 
-# Class maps of 8 x 8 pixels, a value (class + 1) for each row. Novel in fold 0: the classes 0, 4, 8; seen: 1, 2.
+# Class maps of 8 x 8 pixels, a value (class + 1) for each row.
+# Novel in fold 0: the classes 0, 4, 8; seen: 1, 2.
 ROWS = {
     "query": [1, 1, 5, 5, 0, 0, 2, 2],  # classes 0, 4 and 1, two rows each
     "alone": [0, 1, 1, 1, 1, 0, 2, 2],  # the only novel class is 0
@@ -46,9 +47,7 @@ def hand_made(tmp_path):
 
     def make(*episodes):
         drawn = [
-            Episode(
-                class_id, Sample(name(query)), tuple(Sample(name(support)) for support in supports)
-            )
+            Episode(class_id, Sample(name(query)), tuple(Sample(name(stem)) for stem in supports))
             for class_id, query, supports in episodes
         ]
         return EpisodeDataset(benchmark, EpisodeList(drawn), image_size=8)
@@ -56,12 +55,12 @@ def hand_made(tmp_path):
     return make
 
 
-def figures(scores):
+def in_percent(scores):
     return {name: (counted.running_miou(), counted.fb_iou()) for name, counted in scores.items()}
 
 
-def test_the_figures_of_one_episode_are_those_computed_by_hand(hand_made):
-    got = figures(without_model(hand_made((0, "query", ["first", "alone"]))))
+def test_the_scores_of_one_episode_are_those_computed_by_hand(hand_made):
+    got = in_percent(without_model(hand_made((0, "query", ["first", "alone"]))))
     # truth: 2 of 8 rows. All: 2 / 8 foreground, 0 / 6 background.
     assert got["all foreground"] == pytest.approx((25, 12.5))
     # the first support's rows 0 and 7: 1 / 3 foreground, 5 / 7 background
@@ -70,14 +69,15 @@ def test_the_figures_of_one_episode_are_those_computed_by_hand(hand_made):
     assert got["oracle: every object"] == pytest.approx((100 / 3, 100 / 3))
 
 
-def test_figures_add_up_over_classes_and_episodes(hand_made):
+def test_scores_add_up_over_classes_and_episodes(hand_made):
     dataset = hand_made((0, "query", ["first"]), (0, "alone", ["first"]), (4, "second", ["third"]))
     scores = without_model(dataset)
     assert {counted.episodes for counted in scores.values()} == {3}
-    got = figures(scores)
+    got = in_percent(scores)
     # class 0: (2 + 4) / 16, class 4: 3 / 8; background never found
     assert got["all foreground"] == pytest.approx((100 * (6 / 16 + 3 / 8) / 2, 50 * 9 / 24))
-    # class 0: rows {0, 7} on {0, 1}, then on {1, 2, 3, 4}: (1 + 0) / (3 + 6); class 4: rows {0, 1} on {3, 4, 5}: 0 / 5
+    # class 0: rows {0, 7} on {0, 1}, then on {1, 2, 3, 4}: (1 + 0) / (3 + 6)
+    # class 4: rows {0, 1} on {3, 4, 5}: 0 / 5
     assert got["copy the support's mask"][0] == pytest.approx(100 * (1 / 9 + 0 / 5) / 2)
     # class 0: (2 + 4) / (6 + 6), class 4: 3 / 3; background (2 + 2 + 5) / (6 + 4 + 5)
     assert got["oracle: every object"] == pytest.approx(
@@ -88,10 +88,8 @@ def test_figures_add_up_over_classes_and_episodes(hand_made):
 def test_swapped_supports_are_of_another_novel_class_in_the_query(hand_made):
     dataset = hand_made((0, "query", ["first"]), (0, "alone", ["first"]), (4, "query", ["second"]))
     pairs = swap_supports(dataset, shots=3)
-    assert [old for old, _ in pairs] == [
-        dataset.episodes[0],
-        dataset.episodes[2],
-    ]  # `alone` has no other novel class
+    # `alone` has no other novel class
+    assert [old for old, _ in pairs] == [dataset.episodes[0], dataset.episodes[2]]
     (_, to_4), (_, to_0) = pairs
     assert (to_4.class_id, to_0.class_id) == (4, 0)
     assert to_4.query == to_0.query == Sample(name("query"))
@@ -145,15 +143,11 @@ def test_a_swapped_prediction_is_scored_against_both_classes(trained, novel):
         inter, union = np.sum(counts, axis=0)
         counted = scores[name]
         assert counted.episodes == len(pairs)
-        assert sum(value[1] for value in counted.inter.values()) == pytest.approx(
-            inter, abs=len(pairs)
-        )
-        assert sum(value[1] for value in counted.union.values()) == pytest.approx(
-            union, abs=len(pairs)
-        )
+        for part, want in ((counted.inter, inter), (counted.union, union)):
+            assert sum(pair[1] for pair in part.values()) == pytest.approx(want, abs=len(pairs))
 
 
-def test_the_command_prints_a_table_and_writes_the_figures(run, trained, few_shapes, tmp_path):
+def test_the_command_prints_a_table_and_writes_the_scores(run, trained, few_shapes, tmp_path):
     words = [f"weight={trained}", f"data={few_shapes}", "episodes=12"]
     evaluated = tmp_path / "run"
     assert run("eval", *words, "workers=0", f"out={evaluated}").code == 0
@@ -174,17 +168,13 @@ def test_the_command_prints_a_table_and_writes_the_figures(run, trained, few_sha
     scores = without_model(dataset)
     for row in rows[1:4]:
         counted = scores[row["name"]]
-        assert (row["episodes"], row["miou"], row["fb_iou"]) == (
-            12,
-            counted.miou(),
-            counted.fb_iou(),
-        )
+        assert row["episodes"] == 12
+        assert (row["miou"], row["fb_iou"]) == (counted.miou(), counted.fb_iou())
     lines = outcome.out.splitlines()
     assert lines[0].split() == ["episodes", "mIoU", "FB-IoU"]
     for line, row in zip(lines[1:], rows, strict=True):
-        assert line.startswith(row["name"]) and line.endswith(
-            f"{row['miou']:.1f}{row['fb_iou']:8.1f}"
-        )
+        assert line.startswith(row["name"])
+        assert line.endswith(f"{row['miou']:.1f}{row['fb_iou']:8.1f}")
 
 
 def test_a_run_that_is_not_there_is_refused_before_anything_is_computed(

@@ -1,4 +1,7 @@
-"""What an evaluation can count beside its mIoU, and what makes it faster, each against a plain run or by hand."""
+"""What an evaluation can count beside its mIoU, and what makes it faster.
+
+Each against a plain run or by hand.
+"""
 
 import contextlib
 import io
@@ -50,13 +53,13 @@ def miou(records, counts, class_ids):
     return scores.miou()
 
 
-# ---- more figures ----
+# ---- more scores ----
 
 
 def test_a_sweep_counts_what_runs_at_those_thresholds_count(evaluate, finished):
     out = evaluate("sweep", "relative_thresholds=0.3,0.6", "absolute_thresholds=0.4")
-    figures = result(out)["miou_by_threshold"]
-    assert list(figures) == ["relative 0.3", "relative 0.6", "absolute 0.4"]
+    swept_miou = result(out)["miou_by_threshold"]
+    assert list(swept_miou) == ["relative 0.3", "relative 0.6", "absolute 0.4"]
     plain = lines(finished)[:COUNT]
     assert [{k: v for k, v in record.items() if k != "sweep"} for record in lines(out)] == plain
     for name, words in {
@@ -65,7 +68,7 @@ def test_a_sweep_counts_what_runs_at_those_thresholds_count(evaluate, finished):
         "absolute 0.4": ["threshold=0.4", "threshold_rule=absolute"],
     }.items():
         alone = evaluate(name, *words)
-        assert figures[name] == pytest.approx(result(alone)["miou"])
+        assert swept_miou[name] == pytest.approx(result(alone)["miou"])
         for swept, record in zip(lines(out), lines(alone), strict=True):
             assert swept["sweep"][name] == {part: record[part] for part in ("inter", "union")}
 
@@ -78,7 +81,7 @@ def test_a_relative_sweep_follows_the_rule_of_the_run(evaluate):
 
 @pytest.fixture(scope="module")
 def extra(golden_words, dataset, tmp_path_factory):
-    """A finished evaluation with the extra figures and its masks; never written to."""
+    """A finished evaluation with the extra scores and its masks; never written to."""
     out = tmp_path_factory.mktemp("extra") / "out"
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         words = [f"episodes={COUNT}", "extra_metrics=true", "save_masks=true", f"out={out}"]
@@ -98,21 +101,15 @@ def test_own_size_is_that_of_the_pipelines_masks(extra, pipe, dataset):
     assert {dataset.decode_query(index).mask.shape for index in range(COUNT)} != {(64, 64)}
     records = lines(extra)
     for record, (inter, union) in zip(records, counts, strict=True):
-        assert (
-            np.abs(
-                np.subtract(
-                    [record["own_size"]["inter"], record["own_size"]["union"]], [inter, union]
-                )
-            ).max()
-            <= 4
-        )
+        got = [record["own_size"]["inter"], record["own_size"]["union"]]
+        assert np.abs(np.subtract(got, [inter, union])).max() <= 4
     want = miou(records, counts, dataset.class_ids)
     assert result(extra)["miou_own_size"] == pytest.approx(want, abs=0.02)
     assert result(extra)["miou_own_size"] != pytest.approx(result(extra)["miou"], abs=1e-9)
 
 
 def inner(binary, distance):
-    """What is left of a mask after eroding: pixels whose whole square lies in it; outside the picture is none."""
+    """The pixels of a mask whose whole square lies in it; outside the picture is none."""
     padded = F.pad(torch.from_numpy(binary).float()[None, None], (distance,) * 4)
     return (-F.max_pool2d(-padded, 2 * distance + 1, stride=1))[0, 0].numpy() > 0
 
@@ -124,25 +121,19 @@ def test_boundary_miou_is_that_of_the_rims(extra, dataset):
             m & ~inner(m, distance) for m in (mask(extra, index), dataset[index].query_mask > 0)
         ]
         counts.append(([0, int((rims[0] & rims[1]).sum())], [0, int((rims[0] | rims[1]).sum())]))
-    assert result(extra)["boundary_miou"] == pytest.approx(
-        miou(lines(extra), counts, dataset.class_ids)
-    )
+    want = miou(lines(extra), counts, dataset.class_ids)
+    assert result(extra)["boundary_miou"] == pytest.approx(want)
 
 
 def test_mean_episode_iou_is_the_mean_over_episodes(extra):
-    want = np.mean(
-        [100 * record["inter"][1] / max(record["union"][1], 1) for record in lines(extra)]
-    )
+    want = np.mean([100 * r["inter"][1] / max(r["union"][1], 1) for r in lines(extra)])
     assert result(extra)["mean_episode_iou"] == pytest.approx(want)
 
 
 def test_sampling_keys_and_values_is_seeded(evaluate):
     plain, all_kept = evaluate("plain", "shots=2"), evaluate("all", "shots=2", "kv_sampling=2")
     assert (plain / "episodes.jsonl").read_bytes() == (all_kept / "episodes.jsonl").read_bytes()
-    one, again = (
-        evaluate("one", "shots=2", "kv_sampling=1"),
-        evaluate("again", "shots=2", "kv_sampling=1"),
-    )
+    one, again = (evaluate(name, "shots=2", "kv_sampling=1") for name in ("one", "again"))
     assert (one / "episodes.jsonl").read_bytes() == (again / "episodes.jsonl").read_bytes()
     assert (one / "episodes.jsonl").read_bytes() != (plain / "episodes.jsonl").read_bytes()
 
@@ -169,17 +160,13 @@ def test_fast_takes_all_cores_of_a_cpu_unless_threads_are_given():
 
 
 def test_fast_is_its_keys(evaluate, monkeypatch):
-    monkeypatch.setattr(
-        "diffews.runtime.loading.all_cores", lambda: 1
-    )  # busy cores: two threads are slower
-    fast, spelled = (
-        evaluate("fast", "fast=true"),
-        evaluate("spelled", "channels_last=true", "batch=auto", "tf32=false"),
-    )
+    # busy cores: two threads are slower
+    monkeypatch.setattr("diffews.runtime.loading.all_cores", lambda: 1)
+    fast = evaluate("fast", "fast=true")
+    spelled = evaluate("spelled", "channels_last=true", "batch=auto", "tf32=false")
     assert (fast / "episodes.jsonl").read_bytes() == (spelled / "episodes.jsonl").read_bytes()
-    assert json.loads((fast / "run.json").read_text()) == json.loads(
-        (spelled / "run.json").read_text()
-    )
+    identities = [json.loads((out / "run.json").read_text()) for out in (fast, spelled)]
+    assert identities[0] == identities[1]
     assert result(fast)["config"]["fast"] is False and result(fast)["channels_last"] is True
 
 
@@ -261,18 +248,13 @@ def test_the_shipped_decoder_stands_in_and_belongs_to_the_run(run, refused, tiny
 
     other = shutil.copytree(shipped, tmp_path / "other")
     tensors = load_file(other / "diffusion_pytorch_model.safetensors")
-    save_file(
-        {k: v + 0.001 for k, v in tensors.items()}, other / "diffusion_pytorch_model.safetensors"
-    )
+    changed = {name: tensor + 0.001 for name, tensor in tensors.items()}
+    save_file(changed, other / "diffusion_pytorch_model.safetensors")
     for words in ([f"decoder={other}"], []):
         message = refused(*tiny_words, f"out={small}", *words)
-        assert "another run" in message and "decoder_sha256: " in message
-    assert (
-        run(
-            *tiny_words, f"out={small}", f"decoder={shutil.copytree(shipped, tmp_path / 'copy')}"
-        ).code
-        == 0
-    )
+        assert str(small) in message and "decoder_sha256: " in message
+    copy = shutil.copytree(shipped, tmp_path / "copy")
+    assert run(*tiny_words, f"out={small}", f"decoder={copy}").code == 0
 
 
 def test_a_small_encoder_stands_in(run, tiny_words, tmp_path):
@@ -296,6 +278,6 @@ def test_missing_parts_are_named(refused, golden_words, tmp_path):
 
 def test_keys_of_several_steps_are_checked(refused, golden_words, tmp_path):
     words = [*golden_words, f"out={tmp_path / 'out'}", "episodes=1"]
-    assert "denoising_steps=1000 must be below 1000" in refused(*words, "denoising_steps=1000")
-    assert "ensemble= averages answers to different noise" in refused(*words, "ensemble=2")
+    assert "denoising_steps=1000" in refused(*words, "denoising_steps=1000")
+    assert "ensemble=" in refused(*words, "ensemble=2")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Figures of finished runs: which episodes are picked, what stands where, and that nothing but the run's is drawn."""
+"""Figures of finished runs: which episodes, what stands where, and only what the run predicted."""
 
 import json
 import shutil
@@ -10,15 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffews.data.registry import load_benchmark
-from diffews.evaluation.figures import episode_iou, pick
+from diffews.evaluation.figures import pick
 from diffews.images.drawing import PREDICTION_COLOUR, SUPPORT_COLOUR, TRUTH_COLOUR, tint
 
-SIZE, TILE, GAP, LINE = (
-    64,
-    192,
-    8,
-    32,
-)  # pixels: of the golden pictures, and of a figure of such small ones
+SIZE = 64  # pixels of the golden pictures
+TILE, GAP, LINE = 192, 8, 32  # pixels, of a figure of such small ones
 STEP = TILE + GAP
 
 
@@ -37,7 +33,7 @@ def enlarged(mask):
 
 
 @pytest.fixture
-def own_run(finished, tmp_path):
+def copied_run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
@@ -103,11 +99,6 @@ def test_an_episode_without_truth_is_no_failure(order, want):
     assert list(picked.values()) == want
 
 
-def test_an_episode_of_two_empty_masks_has_iou_0():
-    assert episode_iou({"inter": [9, 0], "union": [9, 0]}) == 0.0
-    assert episode_iou({"inter": [9, 3], "union": [9, 4]}) == 0.75
-
-
 # ---- what is drawn ----
 
 
@@ -140,7 +131,7 @@ def test_chosen_episodes_come_in_the_order_given(draw):
 
 def test_the_best_and_the_worst_stand_under_headings(draw, finished):
     lines = (finished / "episodes.jsonl").read_text().splitlines()
-    iou = [episode_iou(json.loads(line)) for line in lines]
+    iou = [r["inter"][1] / max(r["union"][1], 1) for r in map(json.loads, lines)]
     both = draw("order=both", "count=1")
     assert both.shape[0] == GAP + LINE + 2 * (2 * LINE + TILE) + 2 * GAP
     worst = int(np.argmin(iou))
@@ -165,54 +156,46 @@ def test_supports_stand_side_by_side_and_settings_are_those_of_the_run(
         )
 
 
-def test_the_figure_is_the_only_thing_that_a_run_gains(run, own_run):
-    before = {file: file.read_bytes() for file in own_run.rglob("*") if file.is_file()}
-    change(own_run / "result.json", config={"colour": "a key of another version"})
-    before[own_run / "result.json"] = (own_run / "result.json").read_bytes()
-    assert run("figure", f"run={own_run}", "count=1").out == f"wrote {own_run / 'figure.png'}\n"
-    figure = own_run / "figure.png"
-    assert {
-        file: file.read_bytes() for file in own_run.rglob("*") if file.is_file() and file != figure
-    } == before
-    assert figure.is_file()
+def test_the_figure_is_the_only_thing_that_a_run_gains(run, copied_run):
+    before = {file: file.read_bytes() for file in copied_run.rglob("*") if file.is_file()}
+    change(copied_run / "result.json", config={"colour": "a key of another version"})
+    before[copied_run / "result.json"] = (copied_run / "result.json").read_bytes()
+    assert (
+        run("figure", f"run={copied_run}", "count=1").out == f"wrote {copied_run / 'figure.png'}\n"
+    )
+    after = {file: file.read_bytes() for file in copied_run.rglob("*") if file.is_file()}
+    assert after.pop(copied_run / "figure.png") and after == before
 
 
 # ---- what is refused ----
 
 
-def test_a_run_that_is_not_there_or_not_finished_is_refused(refused, own_run, tmp_path):
-    assert "run= is missing" in refused("figure")
-    assert f"{tmp_path / 'none' / 'result.json'} does not exist" in refused(
-        "figure", f"run={tmp_path / 'none'}"
-    )
-    lines = (own_run / "episodes.jsonl").read_text().splitlines(keepends=True)
-    (own_run / "episodes.jsonl").write_text("".join(lines[:-1]))
-    assert "is no finished evaluation" in refused("figure", f"run={own_run}")
-    (own_run / "episodes.jsonl").unlink()
-    assert "is no finished evaluation" in refused("figure", f"run={own_run}")
+def test_a_run_that_is_not_there_or_not_finished_is_refused(refused, copied_run, tmp_path):
+    assert "run=" in refused("figure")
+    assert str(tmp_path / "none" / "result.json") in refused("figure", f"run={tmp_path / 'none'}")
+    lines = (copied_run / "episodes.jsonl").read_text().splitlines(keepends=True)
+    (copied_run / "episodes.jsonl").write_text("".join(lines[:-1]))
+    assert str(copied_run) in refused("figure", f"run={copied_run}")
+    (copied_run / "episodes.jsonl").unlink()
+    assert str(copied_run) in refused("figure", f"run={copied_run}")
 
 
 @pytest.mark.parametrize("index", ["16", "-1", "0,99"])
-def test_an_episode_that_the_run_does_not_have_is_refused(refused, own_run, index):
-    number = index.split(",")[-1]
-    message = f"index={number}: {own_run} has the episodes 0 to 15"
-    assert refused("figure", f"run={own_run}", f"index={index}") == message
+def test_an_episode_that_the_run_does_not_have_is_refused(refused, copied_run, index):
+    message = refused("figure", f"run={copied_run}", f"index={index}")
+    assert f"index={index.split(',')[-1]}:" in message
+    assert str(copied_run) in message and "0 to 15" in message
 
 
-@pytest.mark.parametrize(
-    ("word", "says"),
-    [
-        ("index=x", "index=['x'] is not integers"),
-        (
-            "order=wurst",
-            "order='wurst' is not one of list, best, worst, both, spread; did you mean 'worst'?",
-        ),
-        ("count=0", "count=0 must be at least 1"),
-        ("out=figure.txt", "out=figure.txt does not end in .png or .jpg"),
-    ],
-)
-def test_wrong_keys_are_refused(refused, own_run, word, says):
-    assert says in refused("figure", f"run={own_run}", word)
+@pytest.mark.parametrize("word", ["index=x", "order=wurst", "count=0", "out=figure.txt"])
+def test_wrong_keys_are_refused(refused, copied_run, word):
+    message = refused("figure", f"run={copied_run}", word)
+    key, value = word.split("=")
+    assert f"{key}=" in message and value in message
+
+
+def test_a_nearly_right_order_is_guessed(refused, copied_run):
+    assert "'worst'" in refused("figure", f"run={copied_run}", "order=wurst")
 
 
 def test_other_weights_are_refused(run, refused, golden_words, own_weight, tmp_path):
@@ -222,28 +205,25 @@ def test_other_weights_are_refused(run, refused, golden_words, own_weight, tmp_p
     tensors = load_file(file)
     tensors["conv_out.bias"] += 1
     save_file(tensors, file)
-    line = refused("figure", f"run={out}")
-    assert (
-        f"{out} was made with something else than weight={own_weight} " in line
-        and "(weight_sha256)" in line
-    )
+    message = refused("figure", f"run={out}")
+    assert all(part in message for part in (str(out), f"weight={own_weight} ", "(weight_sha256)"))
     assert not (out / "figure.png").exists()
 
 
-def test_another_list_is_refused(refused, own_run):
-    change(own_run / "result.json", config={"drawn_shots": 5})
-    assert "(list_sha256, episodes_sha256)" in refused("figure", f"run={own_run}")
+def test_another_list_is_refused(refused, copied_run):
+    change(copied_run / "result.json", config={"drawn_shots": 5})
+    assert "(list_sha256, episodes_sha256)" in refused("figure", f"run={copied_run}")
 
 
-def test_counts_that_do_not_come_again_are_refused(refused, own_run):
-    lines = (own_run / "episodes.jsonl").read_text().splitlines()
+def test_counts_that_do_not_come_again_are_refused(refused, copied_run):
+    lines = (copied_run / "episodes.jsonl").read_text().splitlines()
     record = json.loads(lines[2])
     record["inter"][1] -= 1
     lines[2] = json.dumps(record)
-    (own_run / "episodes.jsonl").write_text("\n".join(lines) + "\n")
-    line = refused("figure", f"run={own_run}", "index=1,2")
-    assert f"{own_run}: the prediction for episode 2 is no longer the recorded one" in line
-    assert not (own_run / "figure.png").exists()
+    (copied_run / "episodes.jsonl").write_text("\n".join(lines) + "\n")
+    message = refused("figure", f"run={copied_run}", "index=1,2")
+    assert str(copied_run) in message and "episode 2 " in message
+    assert not (copied_run / "figure.png").exists()
 
 
 def test_a_run_without_a_single_truth_has_no_failures(
@@ -254,7 +234,6 @@ def test_a_run_without_a_single_truth_has_no_failures(
     file = (own_coco / "COCO2014" / "annotations" / data.episodes[0].query.name).with_suffix(".png")
     Image.fromarray(np.zeros_like(read(file))).save(file)
     assert run(*golden_words, f"data={own_coco}", "episodes=1", f"out={out}").code == 0
-    assert "no episode has a truth that is not empty" in refused(
-        "figure", f"run={out}", "order=worst"
-    )
+    message = refused("figure", f"run={out}", "order=worst")
+    assert str(out) in message and "order=" in message
     assert run("figure", f"run={out}", "order=best").code == 0
