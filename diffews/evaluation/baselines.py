@@ -10,7 +10,7 @@ from tqdm import tqdm
 from diffews.cli.settings import BaselinesConfig
 from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, decode_sample
 from diffews.errors import InputError
-from diffews.evaluation.groups import answer_group, count_pixels, read_group
+from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores, intersection_and_union
 from diffews.evaluation.tables import read_run
 from diffews.models.find import WeightSource
@@ -90,13 +90,13 @@ def swapped_support(
         EpisodeDataset(dataset.benchmark, EpisodeList(episodes), dataset.image_size)
         for episodes in zip(*pairs, strict=True))
     original, shown = (Scores(sorted({e.class_id for e in d.episodes})) for d in (old, new))
-    threshold = (config.threshold, config.threshold_rule)
 
     for index, (old_episode, new_episode) in enumerate(tqdm(pairs, unit="episode", desc="swapped")):
         group = read_group(new, [index])
-        answer = answer_group(pipeline, group, config.shots, [threshold]).wait()
-        shown.add(new_episode.class_id, *answer.counts[0, 0].tolist())
-        counts = count_pixels(answer.masks, read_group(old, [index]))
+        found = segment_group(pipeline, group, config.shots)
+        masks = found.masks(config.threshold, config.threshold_rule)
+        shown.add(new_episode.class_id, *count_pixels(masks, group)[0].tolist())
+        counts = count_pixels(masks, read_group(old, [index]))
         original.add(old_episode.class_id, *counts[0].tolist())
     return {"swapped support, original class": original, "swapped support, support's class": shown}
 

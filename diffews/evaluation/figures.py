@@ -11,7 +11,7 @@ from diffews.cli.settings import EvalConfig, FigureConfig
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError
 from diffews.evaluation.evaluate import run_identity
-from diffews.evaluation.groups import answer_group, make_groups, read_group
+from diffews.evaluation.groups import count_group, make_groups, read_group, segment_group
 from diffews.evaluation.metrics import iou_percent
 from diffews.evaluation.records import Record, foreground
 from diffews.evaluation.tables import Run
@@ -127,8 +127,8 @@ def _tiles_again(
             continue
         group = read_group(dataset, indices)
         with memory_advice():
-            answer = answer_group(
-                pipeline, group, settings.shots, [threshold], settings.kv_sampling).wait()
+            found = segment_group(pipeline, group, settings.shots, settings.kv_sampling)
+            answer = count_group(found, group, [threshold]).wait()
 
         for index in chosen.intersection(indices):
             row, record = indices.index(index), run.records[index]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffews.cli.settings import CHECKOUT, BenchmarkConfig
 from diffews.data.training import TrainingBatch
-from diffews.evaluation.groups import Group, answer_group, segment_group
+from diffews.evaluation.groups import Answer, Group, count_group, segment_group
 from diffews.images.paint import to_pixels
 from diffews.models.find import WeightSource
 from diffews.models.unet import DiffewsUNet
@@ -214,12 +214,14 @@ def episode_work(setup: Setup, shots: int) -> Work:
     if device.type == "cuda":
         group, groups = group.pin_memory(), AHEAD
 
+    def answer() -> Answer:
+        return count_group(segment_group(pipeline, group, shots), group, [THRESHOLD])
+
     def run() -> None:
-        waiting = answer_group(pipeline, group, shots, [THRESHOLD])
+        waiting = answer()
         for _ in range(groups - 1):
-            answer = answer_group(pipeline, group, shots, [THRESHOLD])
-            waiting.wait()
-            waiting = answer
+            waiting, last = answer(), waiting
+            last.wait()
         waiting.wait()
 
     one = random_group(1, shots, size)
