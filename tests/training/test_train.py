@@ -630,6 +630,12 @@ def test_training_pictures_that_are_not_there_are_counted(
     )
 
 
+def test_a_training_folder_that_is_not_there_is_named_alone(refused, train_words, tmp_path):
+    message = refused(*train_words, f"data={tmp_path / 'nowhere'}", f"out={tmp_path / 'out'}")
+    assert f"{tmp_path / 'nowhere' / 'COCO2014' / 'train2014'} does not exist" in message
+    assert "files" not in message and not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_named(refused, train_words, tmp_path):
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in refused(*train_words, f"out={tmp_path / 'file' / 'out'}")
