@@ -17,7 +17,7 @@ from tqdm import tqdm
 from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
 from diffews.data.prefetch import stream
 from diffews.data.training import Renderings
-from diffews.errors import InputError
+from diffews.errors import InputError, refuse
 from diffews.runtime.files import open_run
 
 TODO, DONE, EMPTY = 0, 1, 2  # state of a row; EMPTY: done, and the mask has no pixel
@@ -118,16 +118,13 @@ class LatentCache:
             InputError: for a file that was cut short.
 
         """
-        arrays = {}
-        for name in self.shapes:
-            file = self.folder / f"{name}.npy"
-            try:  # reading first: for writing, numpy would lengthen a file that was cut with zeros
+        files = {name: self.folder / f"{name}.npy" for name in self.shapes}
+        for file in files.values():
+            # reading first: for writing, numpy would lengthen a file that was cut with zeros
+            cure = f"remove {self.folder} to fill it again"
+            with refuse(f"{file} was cut short", ValueError, OSError, EOFError, cure=cure):
                 np.load(file, mmap_mode="r")
-            except (ValueError, OSError, EOFError):
-                cure = f"remove {self.folder} to fill it again"
-                raise InputError(f"{file} was cut short; {cure}") from None
-            arrays[name] = np.load(file, mmap_mode=mode)
-        return arrays
+        return {name: np.load(file, mmap_mode=mode) for name, file in files.items()}
 
     def fill(
         self, encode: Callable[[Tensor], Tensor], workers: int, process: int = 0, processes: int = 1

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffews.cli.settings import CHECKOUT, BenchmarkConfig
 from diffews.data.training import TrainingBatch
-from diffews.evaluation.groups import Answer, Group, count_group, segment_group
+from diffews.evaluation.groups import Group, count_group, segment_group
 from diffews.images.paint import to_pixels
 from diffews.models.find import WeightSource
 from diffews.models.unet import DiffewsUNet
@@ -203,7 +203,7 @@ def random_group(batch: int, shots: int, size: int) -> Group:
 
 
 def episode_work(setup: Setup, shots: int) -> Work:
-    """Episodes as `evaluate` computes them, each group waited for when the next is under way."""
+    """Episodes as `evaluate` computes them; a GPU is not waited for between groups."""
     pipeline, size, batch = setup.pipeline, int(setup.config.image_size or 0), setup.config.batch
     device, groups = pipeline._execution_device, 1
     if not isinstance(batch, int):
@@ -214,15 +214,10 @@ def episode_work(setup: Setup, shots: int) -> Work:
     if device.type == "cuda":
         group, groups = group.pin_memory(), AHEAD
 
-    def answer() -> Answer:
-        return count_group(segment_group(pipeline, group, shots), group, [THRESHOLD])
-
     def run() -> None:
-        waiting = answer()
-        for _ in range(groups - 1):
-            waiting, last = answer(), waiting
-            last.wait()
-        waiting.wait()
+        found = (segment_group(pipeline, group, shots) for _ in range(groups))
+        for answer in [count_group(segmentation, group, [THRESHOLD]) for segmentation in found]:
+            answer.wait()
 
     one = random_group(1, shots, size)
     tflop = count_tflop(lambda: segment_group(setup.twin, one, shots))
@@ -314,35 +309,31 @@ def time_in_turns(works: dict[str, Work]) -> dict[str, Any]:
 
     """
     config, start = next(iter(works.values())).setup.config, time.perf_counter()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    matrix, peaks = dict.fromkeys(works, 0.0), dict.fromkeys(works, 0)
+    rows: dict[str, Any] = {
+        name: {"all_ms": [], "batch": work.batch, "tflop": work.tflop, "matrix_tflops": 0.0}
+        for name, work in works.items()}
     for turn in range(1 + config.repeats):
         for name, work in works.items():
-            setup, device = work.setup, work.setup.pipeline._execution_device
+            row, setup, device = rows[name], work.setup, work.setup.pipeline._execution_device
             exact_arithmetic(setup.config.threads, setup.config.tf32)
             speed = matrix_tflops(torch_dtype(setup.config.dtype), device)
-            matrix[name] = max(matrix[name], speed)
+            row["matrix_tflops"] = max(row["matrix_tflops"], speed)
 
             # the peak is this setup's: the weights of the others lie beside it
             weights = {id(w.setup.pipeline): w.setup.bytes_on_gpu for w in works.values()}
-            elapsed, peak = run_timed(work.run, device)
-            peaks[name] = peak - sum(weights.values()) + weights[id(setup.pipeline)]
+            seconds, peak = run_timed(work.run, device)
+            row["peak_bytes"] = peak - sum(weights.values()) + weights[id(setup.pipeline)]
             if turn:
-                seconds[name].append(elapsed / work.units)
+                row["all_ms"].append(seconds / work.units * 1e3)
         print(".", end="", flush=True, file=sys.stderr)
         if turn and time.perf_counter() - start > config.seconds:
             break
     print(file=sys.stderr)
 
-    rows: dict[str, Any] = {}
-    for name, work in works.items():
-        middle = median(seconds[name])
-        reached = work.tflop / middle
-        rows[name] = {
-            "ms": middle * 1e3, "all_ms": [each * 1e3 for each in seconds[name]],
-            "batch": work.batch, "tflop": work.tflop, "tflops": reached,
-            "matrix_tflops": matrix[name], "share_of_matrix": reached / matrix[name],
-            "peak_bytes": peaks[name]}
+    for row in rows.values():
+        row["ms"] = median(row["all_ms"])
+        row["tflops"] = row["tflop"] / row["ms"] * 1e3
+        row["share_of_matrix"] = row["tflops"] / row["matrix_tflops"]
     if len(works) == 2:
         rows["ratio"] = rows["plain"]["ms"] / rows["fast"]["ms"]
     return rows

@@ -295,14 +295,12 @@ class Trainer:
 
     def published(self) -> DiffewsUNet:
         """The UNet that is evaluated: averaged if `ema` is on, low-rank additions added in."""
-        if self.ema is None and not self.config.lora:
-            return self.unet
-        if self.ema is not None:
-            self.ema.store(self.parameters)
-            self.ema.copy_to(self.parameters)
+        if self.ema is None:
+            return plain_unet(self.unet) if self.config.lora else self.unet
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
         plain = plain_unet(self.unet)
-        if self.ema is not None:
-            self.ema.restore(self.parameters)
+        self.ema.restore(self.parameters)
         return plain
 
     def record(self) -> dict[str, Any]:
@@ -313,15 +311,17 @@ class Trainer:
             **{name: getattr(self.config, name) for name in named},
             "config": dataclasses.asdict(self.config), "versions": versions()}
 
+    def stateful(self) -> dict[str, Any]:
+        """What has a state beside the weights, by the name that checkpoints give it."""
+        parts = {"optimizer": self.optimizer, "schedule": self.schedule,
+                 "scaler": self.accelerator.scaler, "ema": self.ema}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def save_checkpoint(self) -> None:
         """Writes a checkpoint of this step."""
         if not self.accelerator.is_main_process:
             return
-        state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-        if self.ema is not None:
-            state["ema"] = self.ema.state_dict()
+        state = {name: part.state_dict() for name, part in self.stateful().items()}
         if self.ema is not None or self.config.lora:  # what is published is not what trains
             state["parameters"] = [weight.detach().cpu() for weight in self.parameters]
         save_checkpoint(
@@ -342,12 +342,9 @@ class Trainer:
             saved_unet = load_unet(checkpoints[-1] / "unet", torch.float32)
             self.unet.load_state_dict(saved_unet.state_dict())
 
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        for name, part in self.stateful().items():
+            part.load_state_dict(state[name])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)
         self.step = state["step"]
 
