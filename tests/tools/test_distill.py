@@ -23,10 +23,10 @@ from diffews.tools.distill import (
     crop_mask,
     decoder_multiply_adds,
     distill_decoder,
-    draw_mask,
     imitation_loss,
     lesson,
     make_small_vae,
+    random_mask,
 )
 
 TINY = Path(diffews.__file__).parent.parent / "weight" / "tiny"
@@ -58,7 +58,7 @@ def own(made, tmp_path):
 def masks():
     """masks(3): that many drawn masks of 64 x 64 that no training saw."""
     return lambda count: torch.from_numpy(
-        np.stack([draw_mask(64, np.random.default_rng([9, i])) for i in range(count)])
+        np.stack([random_mask(64, np.random.default_rng([9, i])) for i in range(count)])
     )
 
 
@@ -143,7 +143,7 @@ def test_training_brings_it_closer_to_the_vae_on_masks_it_did_not_see(made, vae,
 def test_masks_of_a_folder_are_trained_on(run, made, tmp_path):
     (tmp_path / "maps" / "deep").mkdir(parents=True)
     cv2.imwrite(
-        str(tmp_path / "maps" / "deep" / "a.png"), draw_mask(50, np.random.default_rng(0)) * 7
+        str(tmp_path / "maps" / "deep" / "a.png"), random_mask(50, np.random.default_rng(0)) * 7
     )
     words = [*WORDS, "steps=2", f"masks={tmp_path / 'maps'}", f"out={tmp_path / 'one'}"]
     assert run("distill-decoder", *words, "blocks=1,0,0", "channels=4").code == 0
