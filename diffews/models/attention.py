@@ -21,23 +21,19 @@ class SupportBank:
 
     Shapes: B support sets, S shots in each, N tokens of a layer, C channels of a layer.
     A bank is a value: all methods but `record` leave it as it is and return a new one.
-    visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; all are seen without it.
-    last: the layer that records last; its attention is left out, since nobody reads the rest of the support pass.
+    visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; None shows all.
+    last: the layer that records last; its attention is left out, since nobody reads the rest of
+    the support pass.
     """
 
     def __init__(
-        self,
-        shots: int,
-        layers: dict[str, tuple[Tensor, ...]] | None = None,
-        visible: Tensor | None = None,
-        last: str | None = None,
-    ) -> None:
+            self, shots: int, layers: dict[str, tuple[Tensor, ...]] | None = None,
+            visible: Tensor | None = None, last: str | None = None) -> None:
         self.last = last
         self.shots = shots
         self._visible = visible
-        self._layers = dict(
-            layers or {}
-        )  # name -> key, value [B, S*N, C] and, if any token is hidden, seen [B, S*N, 1]
+        # name -> key, value [B, S*N, C] and, if any token is hidden, seen [B, S*N, 1]
+        self._layers = dict(layers or {})
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -61,14 +57,15 @@ class SupportBank:
         return sum(tensor.nbytes for tensors in self._layers.values() for tensor in tensors)
 
     def record(self, layer: str, key: Tensor, value: Tensor) -> None:
-        """Keeps key and value of a layer, each [B*S, N, C]; the shots of one set stand next to each other."""
-        if layer in self._layers:  # gradient checkpointing runs the support pass a second time, in backward
+        """Keeps key and value of a layer, each [B*S, N, C]; the shots of one set are neighbours."""
+        if layer in self._layers:  # gradient checkpointing runs the pass again, in backward
             return
         tensors = [key, value]
         if self._visible is not None:
             tensors.append(visible_tokens(self._visible, key.shape[1]).to(key.dtype))
         batch = key.shape[0] // self.shots
-        self._layers[layer] = tuple(tensor.reshape(batch, -1, tensor.shape[-1]) for tensor in tensors)
+        self._layers[layer] = tuple(
+            tensor.reshape(batch, -1, tensor.shape[-1]) for tensor in tensors)
 
     def extend(self, layer: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Appends the support tokens to a query's key and value: [B, N, C] -> [B, N + S*N, C]."""
@@ -76,24 +73,29 @@ class SupportBank:
         batch = key.shape[0]
         return (
             torch.cat([key, support_key.expand(batch, -1, -1)], dim=1),
-            torch.cat([value, support_value.expand(batch, -1, -1)], dim=1),
-        )
+            torch.cat([value, support_value.expand(batch, -1, -1)], dim=1))
 
     def seen(self, layer: str, tokens: int) -> Tensor | None:
-        """Returns which of a query's `tokens` and the support's are visible, bool [B, 1, 1, N + S*N]; None for all."""
+        """Returns which of a query's N `tokens` and the support's are visible.
+
+        Bool [B, 1, 1, N + S*N]; None for all.
+        """
         _, _, *seen = self._layers[layer]
         if not seen:
             return None
         return F.pad(seen[0][..., 0] > 0, (tokens, 0), value=True)[:, None, None]
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "SupportBank":
+    def to(
+            self, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None) -> "SupportBank":
         """Returns the bank on another device or in another floating-point type."""
         return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
     def expand(self, batch: int) -> "SupportBank":
         """Returns the bank of one support set as that of `batch` queries, without copying."""
         if self.batch != 1:
-            raise InputError(f"only a bank of one support set can be expanded; this one holds {self.batch}")
+            raise InputError(
+                f"only a bank of one support set can be expanded; this one holds {self.batch}")
         return self._map(lambda tensor: tensor.expand(batch, -1, -1))
 
     def concatenate(self, other: "SupportBank") -> "SupportBank":
@@ -101,41 +103,53 @@ class SupportBank:
         if self.batch != other.batch or self._layers.keys() != other._layers.keys():
             raise InputError(
                 f"banks do not fit: {self.batch} support sets in {len(self)} layers "
-                f"against {other.batch} in {len(other)} layers"
-            )
+                f"against {other.batch} in {len(other)} layers")
+
+        # where one bank hides tokens, the other must say that it shows all
         hides = any(len(tensors) > 2 for bank in (self, other) for tensors in bank._layers.values())
         layers = {
             layer: tuple(map(_cat, _parts(tensors, hides), _parts(other._layers[layer], hides)))
-            for layer, tensors in self._layers.items()
-        }
+            for layer, tensors in self._layers.items()}
         return SupportBank(self.shots + other.shots, layers)
 
     def sample(self, shots: int, generator: torch.Generator | None = None) -> "SupportBank":
-        """Returns a random subset of every layer's tokens, as many as `shots` supports have (paper, section 4.5).
+        """Returns a random subset of every layer's tokens (paper, section 4.5).
 
-        The tokens keep their order; the same ones are taken from every set, and keys and values stay paired.
+        The tokens keep their order; the same ones are taken from every set, and keys and values
+        stay paired.
+        shots: as many tokens are kept as so many supports have; 1 to the bank's own number.
         """
         if not 1 <= shots <= self.shots:
-            raise InputError(f"cannot sample {shots} shots' worth of tokens from a bank of {self.shots}")
+            raise InputError(
+                f"cannot sample {shots} shots' worth of tokens from a bank of {self.shots}")
+
         layers = {}
         for layer, tensors in self._layers.items():
             count = tensors[0].shape[1]
-            kept = torch.randperm(count, generator=generator)[: count * shots // self.shots].sort().values
+            order = torch.randperm(count, generator=generator)
+            kept = order[: count * shots // self.shots].sort().values
             layers[layer] = tuple(tensor[:, kept.to(tensor.device)] for tensor in tensors)
         return SupportBank(shots, layers)
 
     def save(self, path: str | Path, weights: str = "") -> None:
-        """Writes the bank as a safetensors file. `weights`: a hash of what recorded it, which `load` compares."""
+        """Writes the bank as a safetensors file.
+
+        weights: a hash of the weights that recorded it, which `load` compares.
+        """
         tensors = {
             f"{layer}.{part}": tensor.contiguous()
             for layer, tensors in self._layers.items()
-            for part, tensor in zip(_PARTS, tensors, strict=False)
-        }
-        write_atomic(Path(path), save(tensors, metadata={"shots": str(self.shots), "weights": weights}))
+            for part, tensor in zip(_PARTS, tensors, strict=False)}
+        metadata = {"shots": str(self.shots), "weights": weights}
+        write_atomic(Path(path), save(tensors, metadata=metadata))
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu", weights: str = "") -> "SupportBank":
-        """Reads a bank that `save` wrote; one that other weights than `weights` recorded is refused, if both are said.
+    def load(
+            cls, path: str | Path, device: torch.device | str = "cpu",
+            weights: str = "") -> "SupportBank":
+        """Reads a bank that `save` wrote.
+
+        weights: the hash of the weights that are to read it; compared if both are known.
 
         Raises:
             InputError: for a file that is no bank, or a bank of other weights.
@@ -150,20 +164,23 @@ class SupportBank:
                     layer, _, part = name.rpartition(".")
                     layers.setdefault(layer, {})[part] = file.get_tensor(name)
             found = {
-                layer: tuple(parts[part] for part in _PARTS[: max(2, len(parts))]) for layer, parts in layers.items()
-            }
+                layer: tuple(parts[part] for part in _PARTS[: max(2, len(parts))])
+                for layer, parts in layers.items()}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise InputError(f"{path} is not a support bank ({error}); write one with SupportBank.save") from error
+            raise InputError(
+                f"{path} is not a support bank ({error}); write one with SupportBank.save"
+            ) from error
+
+        # keys and values mean nothing to other weights
         if weights and metadata.get("weights") and metadata["weights"] != weights:
             raise InputError(
-                f"{path}: other weights, or another precision, recorded this bank; encode the support again"
-            )
+                f"{path}: other weights, or another precision, recorded this bank; "
+                "encode the support again")
         return cls(shots, found)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "SupportBank":
-        return SupportBank(
-            self.shots, {layer: tuple(map(function, tensors)) for layer, tensors in self._layers.items()}
-        )
+        layers = {layer: tuple(map(function, tensors)) for layer, tensors in self._layers.items()}
+        return SupportBank(self.shots, layers)
 
 
 _PARTS = ("key", "value", "seen")  # of a layer, in a bank's file
@@ -171,7 +188,9 @@ _PARTS = ("key", "value", "seen")  # of a layer, in a bank's file
 
 def _parts(tensors: tuple[Tensor, ...], hides: bool) -> tuple[Tensor, ...]:
     """A layer's tensors, with `seen` if any bank hides tokens: one that hides none shows all."""
-    return (*tensors, torch.ones_like(tensors[0][..., :1])) if hides and len(tensors) == 2 else tensors
+    if hides and len(tensors) == 2:
+        return (*tensors, torch.ones_like(tensors[0][..., :1]))
+    return tensors
 
 
 def _cat(one: Tensor, other: Tensor) -> Tensor:
@@ -191,23 +210,26 @@ def visible_tokens(visible: Tensor, tokens: int) -> Tensor:
 
 @dataclass(frozen=True)
 class JointPass:
-    """Queries and supports in one batch whose self-attention is shared (QKV fusion; paper, section 4.1).
+    """Queries and supports in one batch, sharing self-attention (QKV fusion; paper, section 4.1).
 
-    The batch holds B queries, then their B*S supports. visible: [B*S, 1, h, w], 0 where no token may be read.
+    The batch holds B queries, then their B*S supports.
+    visible: [B*S, 1, h, w], 0 where no token may be read; None where all may.
     """
 
     shots: int
     visible: Tensor | None = None
 
     def join(self, tokens: Tensor) -> Tensor:
-        """Puts the tokens of a query and of its supports into one row: [B + B*S, N, C] -> [B, N + S*N, C]."""
+        """Puts a query's and its supports' tokens in a row: [B + B*S, N, C] -> [B, N + S*N, C]."""
         batch = len(tokens) // (1 + self.shots)
-        return torch.cat([tokens[:batch], tokens[batch:].reshape(batch, -1, tokens.shape[-1])], dim=1)
+        supports = tokens[batch:].reshape(batch, -1, tokens.shape[-1])
+        return torch.cat([tokens[:batch], supports], dim=1)
 
     def split(self, tokens: Tensor) -> Tensor:
         """Undoes `join`."""
         count = tokens.shape[1] // (1 + self.shots)
-        return torch.cat([tokens[:, :count], tokens[:, count:].reshape(-1, count, tokens.shape[-1])])
+        supports = tokens[:, count:].reshape(-1, count, tokens.shape[-1])
+        return torch.cat([tokens[:, :count], supports])
 
     def seen(self, tokens: int) -> Tensor | None:
         """Returns which of a row's tokens are visible, bool [B, 1, 1, N + S*N]; None for all."""
@@ -219,17 +241,17 @@ class JointPass:
 
 @dataclass(frozen=True)
 class TextKeys:
-    """The constant text condition with the keys and values that every cross-attention layer makes of it."""
+    """The constant text condition, with what every cross-attention layer makes of it."""
 
     embedding: Tensor  # [1, tokens, C]
-    layers: dict[str, tuple[Tensor, Tensor]]  # layer name -> key, value, each [1, tokens, C of the layer]
+    layers: dict[str, tuple[Tensor, Tensor]]  # name -> key, value, each [1, tokens, C of the layer]
 
 
 class BankAttnProcessor:
     """Attention of one layer; self-attention also writes to, or reads from, a SupportBank.
 
-    Which of the two is said by the call, never by the bank: gradient checkpointing replays a call with its own
-    arguments long after the bank has moved on.
+    Which of the two is said by the call, never by the bank: gradient checkpointing replays a call
+    with its own arguments long after the bank has moved on.
     """
 
     _attention_backend = None  # set by unet.set_attention_backend(...)
@@ -238,26 +260,29 @@ class BankAttnProcessor:
     def __init__(self, layer: str) -> None:
         self.layer = layer
 
-    def __call__(  # noqa: D102  (the interface of diffusers' processors)
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        record_to: SupportBank | None = None,
-        read_from: SupportBank | None = None,
-        joint: JointPass | None = None,
-        text_keys: TextKeys | None = None,
-        text_seen: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(
+            self, attn: Attention, hidden_states: Tensor,
+            encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None,
+            temb: Tensor | None = None, record_to: SupportBank | None = None,
+            read_from: SupportBank | None = None, joint: JointPass | None = None,
+            text_keys: TextKeys | None = None, text_seen: Tensor | None = None) -> Tensor:
+        """Attends as diffusers' processors do: [B, N, C] -> [B, N, C].
+
+        encoder_hidden_states: text [B, T, C] in cross-attention, None in self-attention.
+        record_to, read_from, joint: what self-attention does beside attending to itself.
+        text_keys: keys and values of a constant text. text_seen: bool [B, 1, 1, T]; None for all.
+        """
         query = attn.to_q(hidden_states)  # [B, N, C]
+
+        # cross-attention: the text, whose keys may be known already
         if encoder_hidden_states is not None:
             attention_mask = text_seen
             if text_keys is not None:
                 key, value = (x.expand(len(query), -1, -1) for x in text_keys.layers[self.layer])
             else:
                 key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+
+        # self-attention: the support pass records, the query pass reads
         else:
             key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
             if record_to is not None:
@@ -271,16 +296,11 @@ class BankAttnProcessor:
                 attention_mask = joint.seen(key.shape[1])
                 query, key, value = map(joint.join, (query, key, value))
 
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))  # [B, N, heads, C/heads]
+        # [B, N, C] -> [B, N, heads, C/heads], and back
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
         out = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        out = out.flatten(2)
+            query, key, value, attn_mask=attention_mask, backend=self._attention_backend,
+            parallel_config=self._parallel_config).flatten(2)
         if joint is not None and encoder_hidden_states is None:
             out = joint.split(out)
         return attn.to_out[1](attn.to_out[0](out))  # [B, N, C]

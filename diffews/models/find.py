@@ -1,4 +1,4 @@
-"""Finds weights in every layout of the released ones, of Stable Diffusion, and our own; loads nothing."""
+"""Finds weights in every layout: the released ones, Stable Diffusion's, ours. Loads nothing."""
 
 import json
 import os

@@ -1,1 +1,1 @@
-"""What every command needs: device and precision, files that are whole or not there, models from weight dirs."""
+"""What every command needs: device and precision, whole files, models from weight dirs."""

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from diffews import __version__
 from diffews.errors import InputError
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow", "opencv-python-headless")
+PACKAGES = (
+    "torch", "diffusers", "transformers", "accelerate", "numpy", "pillow", "opencv-python-headless")
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -48,6 +49,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir()
+
     try:
         yield partial
         partial.rename(path)
@@ -70,6 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); replace or remove it") from None
+
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}, not a JSON object")
     return content
@@ -80,14 +83,21 @@ def check_run(out: Path, identity: dict[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; give a folder")
     identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
+
     if (out / "run.json").is_file():
         earlier = read_json(out / "run.json")
         differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)]
         if differ:
-            changes = ", ".join(f"{k}: {_short(earlier.get(k))} there, {_short(identity.get(k))} now" for k in differ)
-            raise InputError(f"{out} holds another run ({changes}); give another folder, or remove it")
-    elif out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):  # left by a kill
-        raise InputError(f"{out} is not empty and holds no run of this program; give another folder")
+            changes = ", ".join(
+                f"{k}: {_short(earlier.get(k))} there, {_short(identity.get(k))} now"
+                for k in differ)
+            raise InputError(
+                f"{out} holds another run ({changes}); give another folder, or remove it")
+
+    # a kill may have left .partial files before the run's own file was written
+    elif out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):
+        raise InputError(
+            f"{out} is not empty and holds no run of this program; give another folder")
 
 
 def open_run(out: Path, identity: dict[str, Any]) -> None:
@@ -130,4 +140,5 @@ def versions() -> dict[str, str]:
 
 
 def _short(value: Any) -> str:
-    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else str(value)  # 64: a sha256
+    is_sha256 = isinstance(value, str) and len(value) == 64
+    return f"{value[:8]}..." if is_sha256 else str(value)

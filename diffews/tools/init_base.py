@@ -1,4 +1,4 @@
-"""Turns a plain Stable Diffusion folder into a base, and trained weights into a folder to hand on."""
+"""Turns a Stable Diffusion folder into a base, and trained weights into a folder to hand on."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SupportBank is a value: moved, expanded, cut, concatenated, sampled, saved, and the old one stays as it was."""
+"""SupportBank is a value: moved, cut, concatenated, sampled, saved, and the old one stays."""
 
 import json
 

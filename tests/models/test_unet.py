@@ -1,4 +1,4 @@
-"""The two passes of DiffewsUNet, against the reference's numbers and against the stock UNet of diffusers."""
+"""The two passes of DiffewsUNet, against the reference's numbers and diffusers' own UNet."""
 
 import copy
 import json
@@ -98,7 +98,7 @@ def test_without_a_bank_it_is_the_stock_unet_bit_for_bit(stock):
 
 
 class TokensBeforeAttention:
-    """The paper's words taken literally: the support's tokens stand beside the query's before the stock attention."""
+    """The paper's words: the support's tokens stand beside the query's before stock attention."""
 
     def __init__(self, layer):
         self.layer, self.stock = layer, AttnProcessor2_0()

@@ -1,4 +1,4 @@
-"""Weights are found in every layout they are published in, and what is damaged or foreign is refused in one line."""
+"""Weights are found in every published layout; what is damaged or foreign is refused."""
 
 import json
 import os
@@ -253,9 +253,7 @@ def test_a_hub_id_is_fetched(weight, base, monkeypatch):
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_line(weight):
-    with pytest.raises(
-        InputError, match="no-one/nothing is no folder and could not be fetched"
-    ) as error:  # offline
+    with pytest.raises(InputError, match="no-one/nothing .*not be fetched") as error:  # offline
         find_weights(weight, "no-one/nothing")
     assert "\n" not in str(error.value)
 
@@ -312,9 +310,7 @@ def test_a_damaged_tokenizer_or_text_encoder_is_refused(own_base):
 
 def test_weight_and_base_that_do_not_belong_together_are_refused(own_weight, own_base):
     save_text({"eval": torch.zeros(1, 2, 8), "train": torch.zeros(1, 77, 8)}, own_base)
-    with pytest.raises(
-        InputError, match="text of 32 channels, the base makes 8; .*do not belong together"
-    ):
+    with pytest.raises(InputError, match="text of 32 channels, the base makes 8"):
         load_pipeline(own_weight, own_base)
 
 
@@ -338,11 +334,11 @@ def refusal(weight, base):
 
 
 def test_a_missing_weight_dir_says_where_weights_can_be_had(tmp_path, base):
-    assert "none: no such folder; see weight/README.md" in refusal(tmp_path / "none", base)
+    assert "none: no such folder" in refusal(tmp_path / "none", base)
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path, base):
-    assert "no config.json in unet/unet, unet or the folder itself" in refusal(tmp_path, base)
+    assert f"weight={tmp_path}: no config.json" in refusal(tmp_path, base)
 
 
 def test_a_config_without_weights_is_refused(own_weight, base):
@@ -365,7 +361,7 @@ def test_a_truncated_vae_is_refused(weight, own_base):
 
 def test_a_config_of_another_class_is_refused(own_weight, base, config_file):
     change(config_file, _class_name="UNet2DModel")
-    assert "_class_name is 'UNet2DModel', not a DiffewS UNet" in refusal(own_weight, base)
+    assert "_class_name is 'UNet2DModel'" in refusal(own_weight, base)
 
 
 @pytest.mark.parametrize(
@@ -417,9 +413,7 @@ def test_the_image_size_is_as_asked_else_as_recorded_else_512(own_weight, base):
 
 @pytest.mark.parametrize("size", [4, 60, 500])
 def test_an_image_size_must_be_a_multiple_of_the_vaes_factor(weight, base, size):
-    with pytest.raises(
-        InputError, match=rf"image_size={size} is not a multiple of 8, the factor of the VAE"
-    ):
+    with pytest.raises(InputError, match=rf"image_size={size} .*multiple of 8"):
         find_weights(weight, base).image_size(size)
 
 

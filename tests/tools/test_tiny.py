@@ -16,7 +16,7 @@ from diffews.cli.settings import TinyBaseConfig
 from diffews.data.registry import open_benchmark
 from diffews.images.paint import render_masks
 from diffews.models.weights import load_text, load_vae, start_unet
-from diffews.tools.tiny import load_training_pictures, make_tiny_base
+from diffews.tools.tiny import make_tiny_base, read_training_set
 from diffews.training.step import TrainingStep
 from diffews.variants import Variant
 
@@ -138,7 +138,7 @@ def test_the_text_is_the_same_in_training_and_evaluation(made):
 
 
 def test_training_pictures_are_read_with_their_masks(few_shapes):
-    images, classes = load_training_pictures(few_shapes)
+    images, classes = read_training_set(few_shapes)
     assert (images.shape, classes.shape) == ((160, 3, 64, 64), (160, 64, 64))
     folder = few_shapes / "COCO2014" / "annotations" / "train2014"
     for index in (0, 77, 159):
@@ -147,9 +147,7 @@ def test_training_pictures_are_read_with_their_masks(few_shapes):
 
 
 def test_bad_input_is_refused(refused, made, few_shapes, tmp_path):
-    assert "exists; remove it or give another" in refused(
-        "make-tiny-base", f"data={few_shapes}", f"out={made}"
-    )
+    assert "exists" in refused("make-tiny-base", f"data={few_shapes}", f"out={made}")
     assert "no pictures in COCO2014/train2014" in refused(
         "make-tiny-base", f"data={tmp_path}", f"out={tmp_path / 'base'}"
     )
