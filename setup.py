@@ -11,7 +11,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "diffews" / "__init__.py").
 setup(
     name="diffews",
     version=version,
-    description="Few-shot segmentation with a Stable Diffusion UNet in one denoising step (DiffewS)",
+    description="Few-shot segmentation with a Stable Diffusion UNet in one step (DiffewS)",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="BSD-2-Clause",

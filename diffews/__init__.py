@@ -1,6 +1,6 @@
-"""DiffewS: few-shot segmentation with a Stable Diffusion UNet in one denoising step (arXiv:2410.02369).
+"""DiffewS: few-shot segmentation with a Stable Diffusion UNet in one step (arXiv:2410.02369).
 
-Names are imported when they are first used, so that `import diffews` needs neither torch nor diffusers.
+Names are imported when they are first used: `import diffews` needs neither torch nor diffusers.
 """
 
 import importlib

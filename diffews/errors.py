@@ -35,16 +35,19 @@ def refuse(what: str, *kinds: type[Exception], cure: str = "") -> Iterator[None]
         raise InputError(f"{what} ({first_line(error)})" + (f"; {cure}" if cure else "")) from error
 
 
-def returned(function: Callable[[Any], Any], item: Any) -> Any:
-    """Returns function(item), or the error that a user can act on: a raise in another process would be a traceback."""
+def result_or_error(function: Callable[[Any], Any], item: Any) -> Any:
+    """Returns function(item), or the error that a user can act on.
+
+    A raise in another process would be a traceback.
+    """
     try:
         return function(item)
     except (InputError, OSError) as error:
         return error
 
 
-def raised(result: Any) -> Any:
-    """Returns what `returned` gave in the main process, or raises the error that it is."""
+def unwrap(result: Any) -> Any:
+    """Returns what `result_or_error` gave in the main process, or raises the error that it is."""
     if isinstance(result, InputError | OSError):
         raise result
     return result

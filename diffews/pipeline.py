@@ -87,7 +87,7 @@ class DiffewsPipeline(DiffusionPipeline):
         self._text_keys: TextKeys | None = None
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes unet/, vae/, text.safetensors, model_index.json: a weight dir and a base in one."""
+        """Writes a weight dir and base in one: unet/, vae/, text.safetensors, model_index.json."""
         super().save_pretrained(save_directory, **kwargs)
         folder, keys = Path(save_directory), self.config.variant_keys
         save_text(self.text, folder)

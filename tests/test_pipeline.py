@@ -1,4 +1,4 @@
-"""DiffewsPipeline: the reference's raw predictions, every form of input, own sizes, thresholds, save and load."""
+"""DiffewsPipeline: the reference's predictions, forms of input, own sizes, thresholds, saving."""
 
 import json
 import warnings

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from diffews.errors import raised, returned
+from diffews.errors import unwrap, result_or_error
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -20,13 +20,13 @@ def stream(read: Callable[[Key], Item], keys: Sequence[Key], workers: int,
         `pin_memory` method.
 
     Raises:
-        InputError: as `read` raised it.
+        InputError: as `read` unwrap it.
 
     """
     # the keys are the data set, and what reads them takes the place of collating
     loader: DataLoader[Any] = DataLoader(
         keys,  # type: ignore[arg-type]
-        batch_size=None, collate_fn=functools.partial(returned, read),
+        batch_size=None, collate_fn=functools.partial(result_or_error, read),
         num_workers=min(workers, len(keys)), pin_memory=pin)
     for item in loader:
-        yield raised(item)
+        yield unwrap(item)

@@ -17,7 +17,7 @@ from diffews.data.benchmarks.coco_json import CocoContent
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
 from diffews.data.polygons import segmentation_mask
-from diffews.errors import InputError, raised, refuse, returned
+from diffews.errors import InputError, unwrap, refuse, result_or_error
 from diffews.images.files import open_mask
 from diffews.runtime.files import hash_files, open_run, write_atomic
 
@@ -170,9 +170,9 @@ def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int,
     bar = tqdm(total=len(items), unit="image", desc=name)
     with ProcessPoolExecutor(workers) as pool, bar:
         try:
-            caught = functools.partial(returned, function)
+            caught = functools.partial(result_or_error, function)
             for result in pool.map(caught, items, chunksize=chunk):
-                results.append(raised(result))
+                results.append(unwrap(result))
                 bar.update()
         except BaseException:  # else the error would be shown when all else is done
             pool.shutdown(cancel_futures=True)

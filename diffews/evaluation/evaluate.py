@@ -207,9 +207,9 @@ def run_identity(
 
 def sweep(config: "EvalConfig") -> list[tuple[str, float, str]]:
     """The thresholds that are counted beside the run's own: name, threshold, rule."""
-    shares, scores, rule = config.relative_thresholds, config.absolute_thresholds, config.threshold_rule
-    return [*((f"relative {share:g}", share, rule) for share in shares),
-            *((f"absolute {score:g}", score, "absolute") for score in scores)]
+    rule = config.threshold_rule
+    return [*((f"relative {share:g}", share, rule) for share in config.relative_thresholds),
+            *((f"absolute {score:g}", score, "absolute") for score in config.absolute_thresholds)]
 
 
 def _record(

@@ -30,8 +30,8 @@ def binary_mask(mask: np.ndarray, name: str = "mask") -> np.ndarray:
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
         shown = ", ".join(f"{value:g}" for value in values[:5].astype(float))
         more = ", ..." if len(values) > 5 else ""
-        raise InputError(f"{name} holds the values {shown}{more}; give bool, {{0, 1}} or {{0, 255}} "
-                         "(JPEG blurs masks: save them as PNG)")
+        raise InputError(f"{name} holds the values {shown}{more}; give bool, {{0, 1}} or "
+                         "{0, 255} (JPEG blurs masks: save them as PNG)")
     return (mask > 0).astype(np.uint8)
 
 

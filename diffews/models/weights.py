@@ -242,6 +242,8 @@ def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) 
     words, known = unet.config.cross_attention_dim, text["eval"].shape[-1]
     apart = "weight and base do not belong together"
     if latents != makes:
-        raise InputError(f"the UNet takes {latents} latent channels, the VAE makes {makes}; {apart}")
+        raise InputError(
+            f"the UNet takes {latents} latent channels, the VAE makes {makes}; {apart}")
     if words != known:
-        raise InputError(f"the UNet takes text of {words} channels, the base makes {known}; {apart}")
+        raise InputError(
+            f"the UNet takes text of {words} channels, the base makes {known}; {apart}")

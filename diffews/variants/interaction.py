@@ -73,7 +73,7 @@ class Interaction(ABC):
     def segment(
         self, unet: Any, latents: Tensor, timestep: Tensor, text: Text, state: Any
     ) -> Tensor:
-        """Runs the query pass: latents [B, 4 or 8, h, w] -> minus the UNet's output, [B, 4, ...]."""
+        """Runs the query pass: latents [B, 4 or 8, h, w] -> minus the UNet's output."""
 
     def check_bank_use(self, use: str) -> None:
         """Raises InputError unless the state is a bank of keys and values."""

@@ -1,4 +1,4 @@
-"""Evaluation count for count as the reference's, whatever interrupts it, and nothing written when the input is bad."""
+"""Evaluation, count for count as the reference's, whatever interrupts it; refusals leave nothing."""
 
 import dataclasses
 import hashlib
@@ -393,7 +393,7 @@ def test_records_of_another_list_are_refused(finished, refused, golden_words, tm
 
 @pytest.fixture
 def refused_eval(refused, golden_words, tmp_path):
-    """refused_eval(*words): the refusal of a bad evaluation that must not have left a folder behind."""
+    """refused_eval(*words): the refusal of a bad evaluation, which must not leave a folder."""
 
     def call(*words):
         out = tmp_path / "bad"

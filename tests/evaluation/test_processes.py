@@ -1,4 +1,4 @@
-"""Real processes under torchrun: the same files from any number of them, whichever is killed, and none left behind."""
+"""Real processes under torchrun: the same files from any number, whichever is killed."""
 
 import json
 import os
@@ -127,7 +127,7 @@ def parent(pid):
 
 @pytest.fixture
 def launch(tmp_path):
-    """launch(words, processes, out): the command under torchrun; what still runs at the end of the test is killed."""
+    """launch(words, processes, out): the command under torchrun; killed at the test's end."""
     started = []
 
     def call(words, processes, out):
@@ -208,7 +208,7 @@ def assert_said_once(launched):
 
 
 def test_three_processes_go_on_where_one_stopped(words, alone, launch, tmp_path):
-    """Groups of three on three processes: of five groups that are left the last is padded, and one process idles."""
+    """Groups of three on three processes: of five left the last is padded, one process idles."""
     words = [*words, "episodes=16", "batch=3", "save_masks=true", "pictures=2"]
     whole = alone(*words)
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Masks on both sides of the model: how they are resized, checked and painted, and how a prediction is thresholded."""
+"""Masks on both sides of the model: resized, checked, painted; how predictions are thresholded."""
 
 import numpy as np
 import pytest

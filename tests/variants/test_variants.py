@@ -1,4 +1,4 @@
-"""The paper's variants against oracles that do not share their code: plain UNets, formulas, transformers' own CLIP."""
+"""The paper's variants against oracles of other code: plain UNets, formulas, transformers' CLIP."""
 
 import itertools
 import re
@@ -70,7 +70,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def answer(unets):
-    """answer(interaction, queries, support, shots): mask latents through `prepare` and `segment`."""
+    """answer(interaction, queries, support, shots): mask latents by `prepare` and `segment`."""
 
     @torch.no_grad()
     def call(interaction, queries, support, shots=1):
@@ -83,7 +83,7 @@ def answer(unets):
 
 
 def features(interaction, count, seed=1):
-    """What `prepare` takes of so many supports: latents [B*S, 4, 16, 16], or image tokens [B*S, 24, 4, 4]."""
+    """What `prepare` takes of supports: latents [B*S, 4, 16, 16], or tokens [B*S, 24, 4, 4]."""
     return (
         randn(count, 24, 4, 4, seed=seed)
         if interaction == "cross_attention"
@@ -403,7 +403,9 @@ def test_arrays_and_tensors_are_painted_alike(rendering):
         painted = rendering.paint(pixels, torch.from_numpy(mask).float())
         want = torch.from_numpy(rendering(rgb, mask))
         assert torch.equal(painted, want.float())
-        on_pixels = rendering.on(to_pixels(torch.from_numpy(rgb))[None], torch.from_numpy(mask)[None])
+        on_pixels = rendering.on(
+            to_pixels(torch.from_numpy(rgb))[None], torch.from_numpy(mask)[None]
+        )
         assert torch.equal(on_pixels[0], to_pixels(want))
 
 
@@ -437,7 +439,9 @@ def test_half_way_between_both_pictures_is_a_half():
     for name in SUPERVISIONS[1:]:
         supervision = SUPERVISION[name]
         middle = (supervision.foreground(rgb) + supervision.background(rgb)) / 2
-        torch.testing.assert_close(supervision.recover(middle, to_pixels(rgb)), torch.full((1, 3, 4, 4), 0.5))
+        torch.testing.assert_close(
+            supervision.recover(middle, to_pixels(rgb)), torch.full((1, 3, 4, 4), 0.5)
+        )
 
 
 # ---- generation ----
@@ -509,7 +513,7 @@ def test_one_step_without_signal_is_the_released_models_step():
 
 
 def test_many_steps_without_signal_are_one_step():
-    """The image stays as it is until the last step. Where alpha_bar is 0 nothing must be divided by it."""
+    """The image stays until the last step; nothing must be divided by an alpha_bar of 0."""
     image, predict = randn(2, 4, 8, 8), lambda latents, timestep: torch.sin(latents) * 3
     assert torch.equal(ImageToMask(1.0, 1.0).sample(predict, image, 10, 0), predict(image, 1))
 
