@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from diffews.errors import unwrap, result_or_error
+from diffews.errors import result_or_error, unwrap
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -20,7 +20,7 @@ def stream(read: Callable[[Key], Item], keys: Sequence[Key], workers: int,
         `pin_memory` method.
 
     Raises:
-        InputError: as `read` unwrap it.
+        InputError: as `read` raised it.
 
     """
     # the keys are the data set, and what reads them takes the place of collating
