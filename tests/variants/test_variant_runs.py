@@ -90,7 +90,7 @@ def read(file: Path):
 
 def named(words):
     """The keys of `key=value` words, as a variant records them."""
-    config = load(TrainConfig, list(words))
+    config = load(TrainConfig, ["base=b", "out=o", *words])
     return Variant.of(vars(config)).asdict()
 
 
