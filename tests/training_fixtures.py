@@ -9,7 +9,8 @@ import pytest
 from training_runs import SIDE, STEPS, make_few_shapes, reset_accelerate, write_tiny_base
 
 from diffews.cli.commands import run_train
-from diffews.cli.settings import TrainConfig, load
+from diffews.cli.keys import load
+from diffews.cli.settings import TrainConfig
 from diffews.data.registry import open_benchmark
 from diffews.training.train import Trainer
 

@@ -1,4 +1,4 @@
-"""The command line: `diffews COMMAND [config=FILE] [key=value ...]`. Torch is imported when a command needs it."""
+"""The command line: `diffews COMMAND [config=FILE] [key=value ...]`, and how errors are said."""
 
 import errno
 import sys
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from diffews import __version__
 from diffews.cli.commands import COMMANDS
-from diffews.cli.settings import describe, load
+from diffews.cli.keys import describe, load, summary
 from diffews.errors import InputError, nearest
 
+USAGE = "diffews {} [config=FILE] [key=value ...]"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AGAIN = "run the same command again"
 GO_ON = {  # how an interrupted command goes on
@@ -20,9 +21,14 @@ GO_ON = {  # how an interrupted command goes on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code: 0 good, 2 bad input (one line on stderr), 130 interrupted."""
+    """Runs a command.
+
+    Returns the exit code: 0 good, 1 what was tested is not good, 2 bad input (one line on stderr),
+    130 interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = lambda message, *_: print(f"diffews: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(
+        f"diffews: warning: {message}", file=sys.stderr)
     try:
         return _run(words)
     except InputError as error:
@@ -31,11 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        cure = f"; free some space, then {GO_ON.get(words[0], AGAIN)}" if error.errno in FULL else ""
-        message = f"{error.filename or 'writing'}: {error.strerror or error}{cure}"
+        message = f"{error.filename or 'writing'}: {error.strerror or error}"
+        if error.errno in FULL:
+            message += f"; free some space, then {GO_ON.get(words[0], AGAIN)}"
     except KeyboardInterrupt:
         print(f"diffews: interrupted; {GO_ON.get(words[0], AGAIN)}", file=sys.stderr)
         return 130
+
     print(f"diffews: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
@@ -47,20 +55,19 @@ def _run(words: list[str]) -> int:
     elif command == "--version":
         print(f"diffews {__version__}")
     elif command not in COMMANDS:
-        raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; see diffews --help")
+        close = nearest(command, COMMANDS)
+        raise InputError(f"unknown command {command!r}{close}; see diffews --help")
     else:
         config_class, run = COMMANDS[command]
-        if any(word in ("-h", "--help") for word in words[1:]):
-            print(f"diffews {command} [config=FILE] [key=value ...]\n\n{describe(config_class)}")
-        else:
+        if {"-h", "--help"}.isdisjoint(words):
             return run(load(config_class, words[1:])) or 0
+        print(f"{USAGE.format(command)}\n\n{describe(config_class)}")
     return 0
 
 
 def usage() -> str:
     """Returns the text of `diffews --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {(config.__doc__ or '').splitlines()[0]}" for name, (config, _) in COMMANDS.items()]
-    return "\n".join(
-        ["diffews COMMAND [config=FILE] [key=value ...]", "", *lines, "", "diffews COMMAND --help shows every key."]
-    )
+    lines = [f"  {name:<15}  {summary(config)}" for name, (config, _) in COMMANDS.items()]
+    return "\n".join([
+        USAGE.format("COMMAND"), "", *lines, "",
+        "diffews COMMAND --help shows every key, and examples."])

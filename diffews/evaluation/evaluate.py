@@ -29,7 +29,8 @@ from diffews.models.find import WeightSource, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
     auto_batch, device_name, memory_advice, pick_device, process_device)
-from diffews.runtime.files import check_run, open_run, read_json, versions, write_atomic
+from diffews.runtime.files import (
+    check_run, counted_values, open_run, read_json, versions, write_atomic)
 from diffews.runtime.loading import open_pipeline, settle_fast
 
 if TYPE_CHECKING:
@@ -185,22 +186,22 @@ def settle_batch(
 def run_identity(
     config: "EvalConfig", dataset: EpisodeDataset, source: WeightSource, device: torch.device
 ) -> dict[str, Any]:
-    """What a run that goes on must have in common with the one that it goes on with."""
-    named = ["dtype", "batch", "threads", "threshold", "threshold_rule", "channels_last", "compile"]
-    named += ["low_memory", "tf32", "kv_sampling", "denoising_steps", "ensemble", "extra_metrics"]
+    """What a run that goes on must have in common with the one that it goes on with.
+
+    These are the keys that change the result, as `key` declares them, in the values that they have
+    here, and what is found under them: weights, lists, the thresholds that are counted.
+    """
     small = {part: getattr(config, part) for part in ("encoder", "decoder")}
     return {
+        **counted_values(config),
         **hash_weights(source),
         **{f"{part}_sha256": folder and hash_small_vae(folder) for part, folder in small.items()},
         "variant": source.record.get("variant"),
-        "benchmark": config.benchmark,
         "fold": dataset.fold,
-        "shots": config.shots,
         "image_size": dataset.image_size,
         "list_sha256": dataset.published.sha256,
         "objects_sha256": dataset.published.objects_sha256,
         "device": device.type,
-        **{name: getattr(config, name) for name in named},
         "sweep": [name for name, _, _ in sweep(config)],
     }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffews.cli.settings import EvalConfig, FigureConfig
+from diffews.cli.settings import EvalConfig
+from diffews.cli.tool_settings import FigureConfig
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError
 from diffews.evaluation.evaluate import run_identity

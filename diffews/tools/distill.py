@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from diffews.cli.settings import DistillConfig
+from diffews.cli.tool_settings import DistillConfig
 from diffews.images.files import find_masks, open_mask
 from diffews.images.paint import render_masks
 from diffews.models.find import hash_vae, refuse_pickles, write_record

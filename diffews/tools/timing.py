@@ -16,7 +16,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from diffews.cli.settings import CHECKOUT, BenchmarkConfig
+from diffews.cli.keys import CHECKOUT
+from diffews.cli.tool_settings import BenchmarkConfig
 from diffews.data.training import TrainingBatch
 from diffews.evaluation.groups import Group, count_group, segment_group
 from diffews.images.paint import to_pixels

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
-from diffews.cli.settings import TinyBaseConfig
+from diffews.cli.tool_settings import TinyBaseConfig
 from diffews.errors import InputError
 from diffews.images.files import list_images, open_mask, open_rgb
 from diffews.images.paint import render_masks, to_pixels

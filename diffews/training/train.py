@@ -35,7 +35,7 @@ from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import check_parts, load_text, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import process_device
-from diffews.runtime.files import check_run, hash_files, open_run, versions
+from diffews.runtime.files import check_run, counted_values, hash_files, open_run, versions
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
 from diffews.training.checkpoints import (
     list_checkpoints, load_state, save_checkpoint, save_weight_dir)
@@ -43,12 +43,6 @@ from diffews.training.log import StepLog
 from diffews.training.step import StepInput, TrainingStep, encode_batch, encode_moments
 from diffews.variants import Variant
 
-UNCHANGED_BY = {  # keys that a resumed run may change, since they do not change the result
-    "out", "data", "images", "annotations", "base", "cache", "stop_at", "resume",
-    "checkpoint_every", "keep", "workers", "device", "allow_bin", "tracker", "validate_every",
-    "validate_episodes", "validate_on",
-    "batch",  # what counts is batch times processes: global_batch
-}
 PANELS = 6  # episodes in the picture of a validation
 OUT_OF_MEMORY = (
     "the GPU is out of memory; turn on, in this order: checkpointing=true, batch=1 with a larger "
@@ -140,7 +134,6 @@ class Trainer:
     @functools.cached_property  # it hashes gigabytes at full size
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it goes on with."""
-        config = dataclasses.asdict(self.config)
         images = sorted(self.benchmark.images.items())
         lists = json.dumps([(c, [(s.name, s.object_id) for s in samples]) for c, samples in images])
 
@@ -151,7 +144,7 @@ class Trainer:
 
         precision = self.accelerator.mixed_precision
         return {
-            **{name: value for name, value in config.items() if name not in UNCHANGED_BY},
+            **counted_values(self.config),
             "dtype": "fp32" if precision == "no" else precision,
             "global_batch": self.config.batch * self.accelerator.num_processes,
             "start_sha256": hash_files(sorted(start)),

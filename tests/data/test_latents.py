@@ -20,7 +20,8 @@ from training_runs import (
 
 from diffews import InputError
 from diffews.cli.commands import run_train
-from diffews.cli.settings import TrainConfig, load
+from diffews.cli.keys import load
+from diffews.cli.settings import TrainConfig
 from diffews.data.episodes import decode_sample
 from diffews.data.latents import LatentCache
 from diffews.data.registry import open_benchmark

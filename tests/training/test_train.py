@@ -1,6 +1,7 @@
 """Training: the reference's step and recipe, what LoRA and EMA change, and what is refused."""
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -27,7 +28,8 @@ from training_runs import (
 )
 
 import diffews
-from diffews.cli.settings import EvalConfig, TrainConfig, load
+from diffews.cli.keys import load
+from diffews.cli.settings import EvalConfig, TrainConfig
 from diffews.data.registry import load_benchmark, open_benchmark
 from diffews.models.weights import empty_prompt_ids, load_unet, start_unet
 from diffews.training.step import TrainingStep
@@ -119,9 +121,12 @@ def test_training_reads_the_padded_prompt_of_77_tokens(trainer, base):
 
 
 def test_the_files_of_configs_are_what_the_defaults_say():
-    assert load(TrainConfig, [f"config={CONFIGS / 'train.yaml'}"]) == TrainConfig()
+    places = ["base=b", "out=o"]  # which each run gives itself
+    assert load(TrainConfig, [f"config={CONFIGS / 'train.yaml'}", *places]) == TrainConfig(
+        base="b", out="o"
+    )
     assert load(EvalConfig, [f"config={CONFIGS / 'eval.yaml'}"]) == EvalConfig()
-    tiny = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}"])
+    tiny = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}", *places])
     assert (tiny.pairs, tiny.schedule, tiny.batch, tiny.steps, tiny.lr) == (
         True,
         "one_cycle",
@@ -175,7 +180,7 @@ def test_the_learning_rate_can_rise_first():
 
 
 def test_one_cycle_rises_for_a_tenth_of_the_steps_and_falls_to_nothing():
-    config = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}"])
+    config = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}", "base=b", "out=o"])
     start, top, last = rates(config, 0, 240, 2399)
     assert start == pytest.approx(config.lr / 25)
     assert top == pytest.approx(config.lr, rel=1e-3)
@@ -226,7 +231,7 @@ def test_the_latents_are_samples_or_means_of_the_vae(trainer):
     run = trainer()
     batch = batches_of(run)[0]
     sampled = run.step_input(batch)
-    run.config.sample_posterior = False
+    run.config = dataclasses.replace(run.config, sample_posterior=False)
     means, shots = run.step_input(batch), batch.shots
 
     def latents(step, row):
