@@ -2,16 +2,19 @@
 
 import contextlib
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from training_runs import SIDE, STEPS, make_few_shapes, reset_accelerate, write_tiny_base
 
 from diffews.cli.commands import run_train
 from diffews.cli.keys import load
 from diffews.cli.settings import TrainConfig
 from diffews.data.registry import open_benchmark
+from diffews.models.weights import start_unet
 from diffews.training.train import Trainer
 
 
@@ -32,6 +35,14 @@ def few_shapes(tmp_path_factory) -> Path:
 def tiny_base(tmp_path_factory) -> Path:
     """Never written to."""
     return write_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture
+def weighted_base(tiny_base, tmp_path) -> Path:
+    """The tiny base with UNet weights to start from."""
+    folder = shutil.copytree(tiny_base, tmp_path / "weighted_base")
+    start_unet(tiny_base, torch.float32, seed=3).save_pretrained(folder / "unet")
+    return folder
 
 
 @pytest.fixture(scope="session")
