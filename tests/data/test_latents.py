@@ -35,8 +35,8 @@ LATENT = (4, 2, 2)  # channels, height, width in the tests without a VAE
 
 
 @pytest.fixture(scope="module")
-def benchmark(few_shapes):
-    return open_benchmark("coco20i", few_shapes, 0, "train")
+def benchmark(train_shapes):
+    return open_benchmark("coco20i", train_shapes, 0, "train")
 
 
 @pytest.fixture

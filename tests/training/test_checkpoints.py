@@ -292,12 +292,12 @@ def test_a_resume_with_another_base_is_refused(
 
 
 def test_keys_that_change_no_result_may_differ(
-    train, trained, tiny_base, few_shapes, stopped, tmp_path
+    train, trained, tiny_base, train_shapes, stopped, tmp_path
 ):
     moved = stopped.rename(tmp_path / "moved")
     base, data = (
         shutil.copytree(tiny_base, tmp_path / "b"),
-        shutil.copytree(few_shapes, tmp_path / "d"),
+        shutil.copytree(train_shapes, tmp_path / "d"),
     )
     words = [
         "workers=1",

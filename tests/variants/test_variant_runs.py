@@ -20,8 +20,8 @@ from training_runs import (
 )
 
 from diffews import DiffewsUNet, load_pipeline
-from diffews.cli.main import main
 from diffews.cli.keys import load
+from diffews.cli.main import main
 from diffews.cli.settings import TrainConfig
 from diffews.data.latents import LatentCache
 from diffews.data.training import TrainingBatch
