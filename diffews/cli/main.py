@@ -3,7 +3,8 @@
 import errno
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from diffews import __version__
 from diffews.cli.commands import COMMANDS
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(
         f"diffews: warning: {message}", file=sys.stderr)
     try:
-        return _run(words)
+        run, config = read_words(words)
+        return run(config) or 0
     except InputError as error:
         message = str(error)
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -48,21 +50,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _run(words: list[str]) -> int:
+def read_words(words: list[str]) -> tuple[Callable[[Any], int | None], Any]:
+    """Returns what to run and with what: a command with its config, or `print` with a text.
+
+    Raises:
+        InputError: for a command or a key that is none.
+
+    """
     command = words[0] if words else "--help"
     if command in ("-h", "--help", "help"):
-        print(usage())
-    elif command == "--version":
-        print(f"diffews {__version__}")
-    elif command not in COMMANDS:
+        return print, usage()
+    if command == "--version":
+        return print, f"diffews {__version__}"
+    if command not in COMMANDS:
         close = nearest(command, COMMANDS)
         raise InputError(f"unknown command {command!r}{close}; see diffews --help")
-    else:
-        config_class, run = COMMANDS[command]
-        if {"-h", "--help"}.isdisjoint(words):
-            return run(load(config_class, words[1:])) or 0
-        print(f"{USAGE.format(command)}\n\n{describe(config_class)}")
-    return 0
+
+    config_class, run = COMMANDS[command]
+    if {"-h", "--help"}.isdisjoint(words):
+        return run, load(config_class, words[1:])
+    return print, f"{USAGE.format(command)}\n\n{describe(config_class)}"
 
 
 def usage() -> str:
