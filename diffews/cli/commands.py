@@ -26,7 +26,7 @@ from diffews.errors import InputError
 from diffews.evaluation.segment import find_queries, segment
 from diffews.images.files import find_masks
 from diffews.models.find import (
-    BASE_FILES, DEFAULT_IMAGE_SIZE, WeightSource, check_base, check_image_size, find_weights,
+    BASE_FILES, DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights,
     resolve, vae_factor)
 from diffews.runtime.files import check_new
 from diffews.variants import Variant
@@ -99,7 +99,7 @@ def run_figure(config: FigureConfig) -> None:
 
 def open_evaluation(
     config: EvalConfig | BaselinesConfig,
-) -> tuple[WeightSource, int, EpisodeDataset]:
+) -> tuple[WeightDir, int, EpisodeDataset]:
     """Finds the weights, the fold and the test episodes of a config, whose files are all there."""
     source = find_weights(config.weight or default_weight(config.fold), config.base)
     fold, size = find_fold(config, source), source.image_size(config.image_size)
@@ -108,7 +108,7 @@ def open_evaluation(
     return source, fold, dataset
 
 
-def find_fold(config: ListKeys, source: WeightSource) -> int:
+def find_fold(config: ListKeys, source: WeightDir) -> int:
     """Returns the fold asked for, else `_fold<N>` of the weight dir's name, else the recorded."""
     if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
         return config.fold or 0

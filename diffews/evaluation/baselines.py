@@ -13,7 +13,7 @@ from diffews.errors import InputError
 from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores, intersection_and_union
 from diffews.evaluation.tables import read_run
-from diffews.models.find import WeightSource
+from diffews.models.find import WeightDir
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import memory_advice, pick_device
 from diffews.runtime.files import write_atomic
@@ -22,7 +22,7 @@ from diffews.runtime.loading import open_pipeline, settle_fast
 SWAP_SEED = 0
 
 
-def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: WeightSource) -> str:
+def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: WeightDir) -> str:
     """Scores all baselines and returns a table; config.out is the same as JSON, if it is given.
 
     Args:

@@ -25,7 +25,7 @@ from diffews.evaluation.groups import (
 from diffews.evaluation.metrics import boundary_counts, intersection_and_union
 from diffews.evaluation.records import Record, Records, summarize
 from diffews.images.drawing import panel, save_grid, save_image
-from diffews.models.find import WeightSource, hash_small_vae, hash_weights
+from diffews.models.find import WeightDir, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
     auto_batch, device_name, memory_advice, pick_device, process_device)
@@ -40,7 +40,7 @@ GRID = 24  # most panels in pictures.png
 
 
 def evaluate(
-    config: "EvalConfig", dataset: EpisodeDataset, source: WeightSource, out: Path
+    config: "EvalConfig", dataset: EpisodeDataset, source: WeightDir, out: Path
 ) -> dict[str, Any] | None:
     """Evaluates weights on the data set's episodes.
 
@@ -184,7 +184,7 @@ def settle_batch(
 
 
 def run_identity(
-    config: "EvalConfig", dataset: EpisodeDataset, source: WeightSource, device: torch.device
+    config: "EvalConfig", dataset: EpisodeDataset, source: WeightDir, device: torch.device
 ) -> dict[str, Any]:
     """What a run that goes on must have in common with the one that it goes on with.
 

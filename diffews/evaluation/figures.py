@@ -17,14 +17,14 @@ from diffews.evaluation.metrics import iou_percent
 from diffews.evaluation.records import Record, foreground
 from diffews.evaluation.tables import Run
 from diffews.images.drawing import BLACK, GREY, Row, figure_tiles, figure_titles, save_figure
-from diffews.models.find import WeightSource
+from diffews.models.find import WeightDir
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import memory_advice, pick_device
 from diffews.runtime.loading import open_pipeline
 
 
 def draw_figure(
-    config: FigureConfig, run: Run, settings: EvalConfig, source: WeightSource,
+    config: FigureConfig, run: Run, settings: EvalConfig, source: WeightDir,
     dataset: EpisodeDataset
 ) -> Path:
     """Draws episodes of a finished run, whose predictions are computed again, and returns the file.

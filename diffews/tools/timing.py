@@ -21,7 +21,7 @@ from diffews.cli.tool_settings import BenchmarkConfig
 from diffews.data.training import TrainingBatch
 from diffews.evaluation.groups import Group, count_group, segment_group
 from diffews.images.paint import to_pixels
-from diffews.models.find import WeightSource
+from diffews.models.find import WeightDir
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import load_small_vae
 from diffews.pipeline import DiffewsPipeline
@@ -91,7 +91,7 @@ class Work:
     batch: int = 1
 
 
-def measure_all(config: BenchmarkConfig, source: WeightSource | None) -> dict[str, Any]:
+def measure_all(config: BenchmarkConfig, source: WeightDir | None) -> dict[str, Any]:
     """Measures episodes, cached queries and training steps.
 
     Args:
@@ -152,7 +152,7 @@ def measure_all(config: BenchmarkConfig, source: WeightSource | None) -> dict[st
 
 
 def open_setup(
-    config: BenchmarkConfig, source: WeightSource | None, device: torch.device
+    config: BenchmarkConfig, source: WeightDir | None, device: torch.device
 ) -> Setup:
     """Loads or makes the model as the keys say."""
     print(f"making the model: dtype={config.dtype} channels_last={config.channels_last}",

@@ -20,38 +20,21 @@ from diffews.runtime.device import exact_arithmetic
 from diffews.runtime.files import new_folder, write_atomic
 
 VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "block_out_channels": (8, 16, 32),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 1,  # eight groups on eight channels are instance norm, and colour is lost
-    "sample_size": 64,
-    "mid_block_add_attention": False,
-}
+    "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (8, 16, 32), "layers_per_block": 1, "mid_block_add_attention": False,
+    "latent_channels": 4, "sample_size": 64,
+    "norm_num_groups": 1}  # eight groups on eight channels are instance norm, and colour is lost
 UNET = {
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 32,
-    "attention_head_dim": 2,  # in diffusers this is the number of heads
-    "norm_num_groups": 8,
-    "use_linear_projection": True,
-}
+    "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8,
+    "in_channels": 4, "out_channels": 4, "sample_size": 16,
+    "cross_attention_dim": 32, "use_linear_projection": True,
+    "attention_head_dim": 2}  # in diffusers this is the number of heads
 IMAGE_ENCODER = {  # only interaction=cross_attention trains it
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "projection_dim": UNET["cross_attention_dim"],
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 64,
-    "patch_size": 8,
-    "hidden_act": "gelu",
-}
+    "hidden_size": 64, "intermediate_size": 128, "projection_dim": UNET["cross_attention_dim"],
+    "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64, "patch_size": 8,
+    "hidden_act": "gelu"}
 TEXT_SHAPE = (1, 2, 32)  # tokens, channels; the same in training and evaluation
 CROP = 32  # side of the training crops in pixels
 MASK_SHARE = 0.25  # of a batch; the rest are images
