@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,13 @@ def run_table(config: TableConfig) -> None:
 
 def run_figure(config: FigureConfig) -> None:
     """Draws episodes of a finished evaluation."""
-    from diffews.evaluation.figures import draw_figure, run_settings
+    from diffews.evaluation.figures import draw_figure
     from diffews.evaluation.tables import read_run
 
-    # the same weights and episodes as in the run
+    # the same weights and episodes as in the run; keys that this version lacks are left out
     run = read_run(Path(config.run))
-    settings = run_settings(run)
+    known = {item.name for item in fields(EvalConfig)}
+    settings = EvalConfig(**{k: v for k, v in run.result["config"].items() if k in known})
     source = find_weights(settings.weight or default_weight(run.fold), settings.base)
     size = source.image_size(run.result.get("image_size"))
     dataset = open_test_set(settings, run.fold, size, **settings.list_options())

@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffews.errors import InputError, nearest
+from diffews.runtime.files import CHECKOUT as CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 BYTES: Literal["bytes"] = "bytes"
 GROUPS = ("What", "Data", "Model", "Training", "Speed and memory", "Output")  # of keys, in --help
 WIDTH, COLUMN = 100, 28  # of --help, and where the meanings start

@@ -14,10 +14,10 @@ from diffews.cli.keys import (
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.errors import InputError
 from diffews.images.masks import THRESHOLD_RULES, check_threshold
+from diffews.training import LR_END
 from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
 
 DTYPES = ("fp32", "bf16", "fp16")
-LR_END = 1e-7  # where the polynomial decay ends, the reference's value
 DATASETS = str(CHECKOUT / "datasets")
 DATA = "folder that holds the benchmark's folder"
 BIN = "read pickled .bin weights (tensors only) where there is no safetensors file"

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from diffews import __version__
 from diffews.errors import InputError
 
+CHECKOUT = Path(__file__).resolve().parents[2]  # where configs, datasets and weight lie
 PACKAGES = (
     "torch", "diffusers", "transformers", "accelerate", "numpy", "pillow", "opencv-python-headless")
 

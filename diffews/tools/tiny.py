@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
-from diffews.cli.tool_settings import TinyBaseConfig
 from diffews.errors import InputError
 from diffews.images.files import list_images, open_mask, open_rgb
 from diffews.images.paint import render_masks, to_pixels
@@ -18,6 +18,9 @@ from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import save_text
 from diffews.runtime.device import exact_arithmetic
 from diffews.runtime.files import new_folder, write_atomic
+
+if TYPE_CHECKING:
+    from diffews.cli.tool_settings import TinyBaseConfig
 
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
@@ -43,7 +46,7 @@ KL_WEIGHT = 1e-5
 STAGES = ((5e-3, False), (3e-3, True))
 
 
-def make_tiny_base(config: TinyBaseConfig, out: Path) -> None:
+def make_tiny_base(config: "TinyBaseConfig", out: Path) -> None:
     """Writes a base: a VAE that it trains (stored in float16) and a fixed random text.
 
     Of the UNet and the image encoder it writes config.json: they start from nothing.
@@ -89,7 +92,9 @@ def measure_scaling(vae: AutoencoderKL, images: Tensor, classes: Tensor, count: 
     return float(1 / vae.encode(pixels).latent_dist.mode().std())
 
 
-def train_vae(vae: AutoencoderKL, images: Tensor, classes: Tensor, config: TinyBaseConfig) -> None:
+def train_vae(
+    vae: AutoencoderKL, images: Tensor, classes: Tensor, config: "TinyBaseConfig"
+) -> None:
     """Trains the VAE to give back crops of images and painted masks, in the stages of `STAGES`.
 
     images: uint8 [N, 3, H, W]. classes: their class maps, uint8 [N, H, W].

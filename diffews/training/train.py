@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
-from diffews.cli.settings import LR_END, TrainConfig
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.latents import LatentCache
 from diffews.data.prefetch import stream
@@ -36,12 +35,16 @@ from diffews.models.weights import check_parts, load_text, load_unet, load_vae, 
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import process_device
 from diffews.runtime.files import check_run, counted_values, hash_files, open_run, versions
+from diffews.training import LR_END
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
 from diffews.training.checkpoints import (
     list_checkpoints, load_state, save_checkpoint, save_weight_dir)
 from diffews.training.log import StepLog
 from diffews.training.step import StepInput, TrainingStep, encode_batch, encode_moments
 from diffews.variants import Variant
+
+if TYPE_CHECKING:
+    from diffews.cli.settings import TrainConfig
 
 PANELS = 6  # episodes in the picture of a validation
 OUT_OF_MEMORY = (
@@ -50,7 +53,8 @@ OUT_OF_MEMORY = (
 
 
 def train(
-    config: TrainConfig, benchmark: Benchmark, base: Path, validation: EpisodeDataset | None = None
+    config: "TrainConfig", benchmark: Benchmark, base: Path,
+    validation: EpisodeDataset | None = None,
 ) -> None:
     """Trains and leaves out/unet/unet, a weight dir that `diffews eval` takes.
 
@@ -74,7 +78,7 @@ def train(
 class Trainer:
     """One training run: what it learns from, what it learns, and where it stands."""
 
-    def __init__(self, config: TrainConfig, benchmark: Benchmark, base: Path) -> None:
+    def __init__(self, config: "TrainConfig", benchmark: Benchmark, base: Path) -> None:
         self.config, self.benchmark, self.base, self.out = config, benchmark, base, Path(config.out)
         self.variant = Variant.of(vars(config))
         self.method = self.variant.build()
@@ -342,7 +346,7 @@ class Trainer:
         self.step = state["step"]
 
 
-def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+def make_accelerator(config: "TrainConfig", out: Path) -> Accelerator:
     """Sets up accelerate: processes, mixed precision, accumulation, tracker.
 
     Raises:
@@ -369,7 +373,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig
+    optimizer: torch.optim.Optimizer, config: "TrainConfig"
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear decay to 1e-7 as in the reference, or one cycle; both are stepped once a step."""
     if config.schedule == "one_cycle":  # beta1 moves against the rate, between 0.85 and 0.95
