@@ -254,7 +254,7 @@ class DiffewsPipeline(DiffusionPipeline):
         if any(len(s) != shots for s in image_sets):
             raise InputError("support sets of one bank need the same number of shots")
 
-        pick, pixels, marks = Pick(mask_value, mask_colour), [], []
+        pick, pixels, marks = Pick.of(mask_value, mask_colour or ()), [], []
         for image, mask in zip(sum(image_sets, []), sum(mask_sets, []), strict=True):
             prepared, shape, turned = prepare_image(image, size)
             array = prepare_mask(mask, shape, turned, pick)

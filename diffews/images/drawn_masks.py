@@ -1,6 +1,7 @@
 """Masks as people draw and save them: which pixels are the object."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,16 @@ class Pick:
 
     value: int | None = None
     colour: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, value: int | None, colour: Sequence[int]) -> "Pick":
+        """Makes one of mask_value= and mask_colour=; what is no colour is an InputError."""
+        if colour and (len(colour) != 3 or not all(0 <= part <= 255 for part in colour)):
+            raise InputError(f"mask_colour={','.join(map(str, colour))} is no colour; give red, "
+                             "green and blue from 0 to 255: 255,0,0")
+        if colour and value is not None:
+            raise InputError("give either mask_value= or mask_colour=")
+        return cls(value, tuple(colour) or None)
 
 
 def read_mask(mask: Image.Image, name: str, pick: Pick) -> tuple[np.ndarray, list[str]]:
@@ -49,7 +60,13 @@ def read_mask(mask: Image.Image, name: str, pick: Pick) -> tuple[np.ndarray, lis
             raise InputError(f"{name}: no pixel has mask_value={pick.value}; "
                              f"it holds {_show_values(np.unique(values))}")
         return found.astype(np.uint8), []
-    return _object_of(values, name, mask.format == "JPEG")
+
+    found, notes = _object_of(values, name, mask.format == "JPEG")
+    edge = np.concatenate([found[0], found[-1], found[:, 0], found[:, -1]])
+    if edge.all() and not found.all():
+        notes.append(f"marks all of the picture's edge ({found.mean():.0%} of it in all); "
+                     "white is the object, black is not")
+    return found, notes
 
 
 def _one_channel(mask: Image.Image, name: str, by_index: bool) -> np.ndarray:
@@ -68,8 +85,8 @@ def _one_channel(mask: Image.Image, name: str, by_index: bool) -> np.ndarray:
     if not by_index and _one_visible_colour(mask):
         return alpha
     if int((colours.max(2) - colours.min(2)).max()) > GREY:
-        raise InputError(f"{name} is a colour picture; say which colour is the object with "
-                         f"mask_colour=R,G,B (it holds {_show_colours(colours)})")
+        raise InputError(f"{name} is a colour picture, not a mask; say which colour is "
+                         f"the object with mask_colour=R,G,B (it holds {_show_colours(colours)})")
     if alpha.min() != alpha.max() and not by_index:
         raise InputError(f"{name} holds greys and another transparency; say which grey is the "
                          "object with mask_value=N, or save one of them with one channel")

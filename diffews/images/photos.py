@@ -131,10 +131,10 @@ def photo_mask(
     if picture.size != size:
         said = f"is {picture.width} x {picture.height}, its picture {size[0]} x {size[1]}"
         if not _same_aspect(picture.size, size):
-            raise InputError(f"{name} {said}; give a mask of the picture's size or shape")
+            raise InputError(f"{name}: the mask {said}; give one of its size, or of its shape")
         picture = picture.resize(size, Image.Resampling.NEAREST)
         notes.append(f"{said}; it is resized")
-    return np.asarray(picture), notes
+    return np.array(picture), notes
 
 
 def _same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -66,8 +66,6 @@ def prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, in
         return torch.from_numpy(normalize(resize_image(rgb, size))), rgb.size[::-1], turned
 
     array = to_array(picture)
-    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 4 and array.size:
-        return prepare_image(Image.fromarray(array), size)
     if array.ndim == 3 and array.shape[0] != 3 and array.shape[-1] == 3:
         array = array.transpose(2, 0, 1)
     if array.ndim != 3 or array.shape[0] != 3 or array.size == 0:
