@@ -44,13 +44,13 @@ class BenchmarkKeys:
         None, "coco_json, folder, detectron2: number of folds, 4 by default", least=1)
     novel: list[str] = list_key(
         [], "coco_json, folder, detectron2: names of the novel classes, instead of a fold")
-    crowd: str | None = data_key(
+    crowd: str | None = list_key(
         None, "coco_json, detectron2: regions with iscrowd=1 are pixels that count for nothing "
-        "(ignore, the default), or objects as any other", ("ignore", "object"))
-    mask_value: int | None = data_key(
+        "(ignore, the default), or objects as any other", ("ignore", "object", None))
+    mask_value: int | None = list_key(
         None, "folder: in masks that are label maps, which value (or palette index) is the object",
         least=0)
-    mask_colour: list[int] = data_key(
+    mask_colour: list[int] = list_key(
         [], "folder: in painted masks, which colour is the object: 255,0,0")
 
     def check(self) -> None:

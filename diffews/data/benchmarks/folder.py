@@ -54,6 +54,8 @@ class FolderBenchmark(OwnClasses):
     def read_lists(self, folds: int = 4, novel: Sequence[str] = (), mask_value: int | None = None,
                    mask_colour: Sequence[int] = ()) -> None:
         self.pick = Pick.of(mask_value, mask_colour)
+        given = {"mask_value": mask_value, "mask_colour": list(mask_colour) or None}
+        self.reading = {key: value for key, value in given.items() if value is not None}
         if not self.root.is_dir():
             raise InputError(f"data={self.root}: no such folder")
         names = sorted(path.name for path in self.root.iterdir()
