@@ -32,6 +32,7 @@ from diffews.models.find import (
     vae_factor,
 )
 from diffews.runtime.files import check_new
+from diffews.runtime.locks import one_writer
 from diffews.variants import Variant
 
 
@@ -82,7 +83,8 @@ def run_segment(config: keys.SegmentConfig) -> None:
         warnings.warn("weight= is not given; the shipped tiny weights know coloured shapes only", stacklevel=1)
     source = find_weights(config.weight or default_weight(0), config.base)
     config.image_size = source.image_size(config.image_size)
-    segment(config, source, queries)
+    with one_writer(Path(config.out)):
+        segment(config, source, queries)
     print(f"wrote {len(queries)} mask(s) and overlay(s) to {config.out}")
 
 
@@ -91,7 +93,8 @@ def run_init_base(config: keys.InitBaseConfig) -> None:
     from diffews.runtime.device import torch_dtype
     from diffews.tools.init_base import init_base
 
-    init_base(config.sd, Path(config.out), torch_dtype(config.dtype), config.allow_bin)
+    with one_writer(Path(config.out), new=True):
+        init_base(config.sd, Path(config.out), torch_dtype(config.dtype), config.allow_bin)
     print(f"wrote {config.out}")
 
 
@@ -118,9 +121,13 @@ def run_train(config: keys.TrainConfig) -> None:
         )
         validation.check_files()
 
+    from accelerate import PartialState
+
     from diffews.training.train import train
 
     train(config, benchmark, base, validation)
+    if not PartialState().is_main_process:
+        return
     stopped = config.stop_at is not None and config.stop_at < config.steps
     print(f"stopped at step {config.stop_at}; resume=latest goes on" if stopped else f"wrote {config.out}/unet/unet")
 
@@ -247,7 +254,8 @@ def run_export(config: keys.ExportConfig) -> None:
     from diffews.runtime.device import torch_dtype
     from diffews.tools.init_base import export_weights
 
-    export_weights(source, Path(config.out), torch_dtype(config.dtype))
+    with one_writer(Path(config.out), new=True):
+        export_weights(source, Path(config.out), torch_dtype(config.dtype))
     print(f"wrote {config.out}")
 
 
@@ -255,7 +263,8 @@ def run_make_shapes(config: keys.MakeShapesConfig) -> None:
     """Writes the shapes benchmark."""
     from diffews.tools.shapes import make_shapes
 
-    make_shapes(Path(config.out), config.seed)
+    with one_writer(Path(config.out) / "COCO2014", new=True):
+        make_shapes(Path(config.out), config.seed)
     print(f"wrote {config.out}/COCO2014")
 
 
@@ -265,7 +274,8 @@ def run_make_tiny_base(config: keys.TinyBaseConfig) -> None:
     check_new(out)
     from diffews.tools.tiny import make_tiny_base
 
-    make_tiny_base(config, out)
+    with one_writer(out, new=True):
+        make_tiny_base(config, out)
     print(f"wrote {out}")
 
 
@@ -286,7 +296,8 @@ def run_distill_decoder(config: keys.DistillConfig) -> None:
 
     from diffews.tools.distill import distill_decoder
 
-    theirs, ours = distill_decoder(config, base, out)
+    with one_writer(out, new=True):
+        theirs, ours = distill_decoder(config, base, out)
     print(
         f"wrote {out}: decoding a latent of 16 x 16 takes {ours / 1e6:.1f} million multiply-adds, "
         f"{ours / theirs:.3f} of the VAE's {theirs / 1e6:.1f} million"

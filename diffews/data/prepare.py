@@ -2,9 +2,11 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from diffews.data.polygons import segmentation_mask
 from diffews.errors import InputError, unwrap, refuse, result_or_error
 from diffews.images.files import open_mask
 from diffews.runtime.files import hash_files, open_run, write_atomic
+from diffews.runtime.locks import one_writer
+from diffews.runtime.workers import begin_worker, watched, worker_advice
 
 GOOD = 0.999  # share of pairs that agree, from which a self-check calls masks right
 Pairs = set[tuple[str, int]]  # (picture, class id)
@@ -99,7 +103,6 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
     if len(content.categories) != len(CLASS_NAMES):
         raise InputError(
             f"{file} has {len(content.categories)} categories, not COCO's {len(CLASS_NAMES)}")
-    open_run(folder, {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])})
 
     value = {category: place for place, category in enumerate(content.categories, start=1)}
     todo = []
@@ -110,7 +113,9 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
         if shapes and not target.is_file():
             todo.append((target, image["height"], image["width"], shapes))
     write = functools.partial(_write_mask, rasterizer=rasterizer, where=str(file))
-    run_all(write, todo, workers, f"masks of {part}")
+    with one_writer(folder):
+        open_run(folder, {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])})
+        run_all(write, todo, workers, f"masks of {part}")
 
 
 def prepare_lvis(root: Path, part: str) -> Path:
@@ -133,7 +138,8 @@ def prepare_lvis(root: Path, part: str) -> Path:
         entry = of_class.setdefault(name, {"annotations": []})
         entry["annotations"].append({"segmentation": annotation["segmentation"]})
     target = root / f"lvis_{part}.json"
-    write_atomic(target, json.dumps({name: found for name, found in table.items() if found}))
+    with one_writer(root):
+        write_atomic(target, json.dumps({name: found for name, found in table.items() if found}))
     return target
 
 
@@ -154,9 +160,9 @@ def prepare_pascal(root: Path, sbd: Path, workers: int) -> int:
         sources |= found
 
     folder = root / "SegmentationClassAug"
-    folder.mkdir(exist_ok=True)
     pairs = [(sources[name], folder / f"{name}.png") for name in sorted(sources)]
-    run_all(_write_class_map, [p for p in pairs if not p[1].is_file()], workers, "masks")
+    with one_writer(folder):
+        run_all(_write_class_map, [p for p in pairs if not p[1].is_file()], workers, "masks")
     return len(pairs)
 
 
@@ -166,16 +172,21 @@ def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int,
     if workers < 2 or len(items) < 2:
         return [function(item) for item in tqdm(items, unit="image", desc=name)]
 
-    chunk, results = max(1, min(64, len(items) // workers)), []
-    bar = tqdm(total=len(items), unit="image", desc=name)
-    with ProcessPoolExecutor(workers) as pool, bar:
+    cure, chunk, results = "workers=1 does without", max(1, min(64, len(items) // workers)), []
+    with worker_advice(cure):
+        pool = ProcessPoolExecutor(workers, initializer=begin_worker, initargs=(os.getpid(),))
+    with pool, tqdm(total=len(items), unit="image", desc=name) as bar:
         try:
-            caught = functools.partial(result_or_error, function)
-            for result in pool.map(caught, items, chunksize=chunk):
+            with worker_advice(cure):
+                caught = functools.partial(result_or_error, function)
+                found = pool.map(caught, items, chunksize=chunk)
+            for result in watched(found, cure):
                 results.append(unwrap(result))
                 bar.update()
         except BaseException:  # else the error would be shown when all else is done
             pool.shutdown(cancel_futures=True)
+            for worker in active_children():  # of a pool that did not start whole
+                worker.kill()
             raise
     return results
 

@@ -20,10 +20,12 @@ from diffews.errors import InputError
 PACKAGES = (
     "torch", "diffusers", "transformers", "accelerate", "numpy", "pillow", "opencv-python-headless")
 
+PARTIAL, LOCK = ".partial", ".lock"  # ends of the names of what is not a result
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a file beside its place and moves it there, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as file:
@@ -38,16 +40,28 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def check_new(out: Path) -> None:
     """Raises InputError if `out` exists; asked before long work, whose end `new_folder` is."""
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise InputError(f"out={out} exists; remove it or give another")
+
+
+def short_name(path: Path) -> str:
+    """Returns as much of a file's name as leaves room for more within a name's 255 bytes."""
+    return os.fsencode(path.name)[:200].decode(errors="ignore")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{short_name(path)}.{os.getpid()}{PARTIAL}")
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives a folder to fill, which takes its name only when all went well."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Gives a folder to fill, which takes its name only when all went well.
+
+    Whoever calls it keeps the place to itself; see `diffews.runtime.locks`.
+    """
+    partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
     partial.mkdir()
 
     try:
@@ -94,8 +108,9 @@ def check_run(out: Path, identity: dict[str, Any]) -> None:
             raise InputError(
                 f"{out} holds another run ({changes}); give another folder, or remove it")
 
-    # a kill may have left .partial files before the run's own file was written
-    elif out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):
+    # a kill may have left these before the run's own file was written
+    elif out.is_dir() and any(
+            path.name != LOCK and not path.name.endswith(PARTIAL) for path in out.iterdir()):
         raise InputError(
             f"{out} is not empty and holds no run of this program; give another folder")
 
