@@ -342,6 +342,15 @@ def test_queries_that_do_not_pair_with_support_sets_are_refused(pipe, picture, s
         pipe([picture(3)] * 3, sets)
 
 
+def test_pickled_weights_of_a_saved_pipeline_are_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        tmp_path / "saved" / "unet" / "diffusion_pytorch_model.bin"
+    )
+    with pytest.raises(InputError, match=r"unet.*\.bin is a pickle"):
+        DiffewsPipeline.from_pretrained(tmp_path / "saved")
+
+
 def test_parts_that_do_not_belong_together_are_refused(pipe):
     with pytest.raises(InputError, match="empty prompt"):
         DiffewsPipeline(pipe.unet, pipe.vae)

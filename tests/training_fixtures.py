@@ -2,15 +2,26 @@
 
 import contextlib
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from training_runs import SIDE, STEPS, make_few_shapes, reset_accelerate, write_tiny_base
+import torch
+from training_runs import (
+    SIDE,
+    STEPS,
+    list_few_pictures,
+    make_few_shapes,
+    reset_accelerate,
+    write_tiny_base,
+)
 
 from diffews.cli.commands import run_train
-from diffews.cli.settings import TrainConfig, load
+from diffews.cli.keys import load
+from diffews.cli.settings import TrainConfig
 from diffews.data.registry import open_benchmark
+from diffews.models.weights import start_unet
 from diffews.training.train import Trainer
 
 
@@ -28,13 +39,27 @@ def few_shapes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def train_shapes(few_shapes, tmp_path_factory) -> Path:
+    """The same pictures with short lists of training pictures; never written to."""
+    return list_few_pictures(few_shapes, tmp_path_factory.mktemp("train_shapes"))
+
+
+@pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     """Never written to."""
     return write_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
 
 
+@pytest.fixture
+def weighted_base(tiny_base, tmp_path) -> Path:
+    """The tiny base with UNet weights to start from."""
+    folder = shutil.copytree(tiny_base, tmp_path / "weighted_base")
+    start_unet(tiny_base, torch.float32, seed=3).save_pretrained(folder / "unet")
+    return folder
+
+
 @pytest.fixture(scope="session")
-def train_words(tiny_base, few_shapes) -> list[str]:
+def train_words(tiny_base, train_shapes) -> list[str]:
     """The command line of a run of four steps, two episodes each; `out` is still to be said."""
     words = [
         "fold=0",
@@ -46,7 +71,7 @@ def train_words(tiny_base, few_shapes) -> list[str]:
         "lr=1e-3",
     ]
     words += ["device=cpu", "dtype=fp32", "workers=0", "checkpointing=false"]
-    return ["train", f"base={tiny_base}", f"data={few_shapes}", *words]
+    return ["train", f"base={tiny_base}", f"data={train_shapes}", *words]
 
 
 @pytest.fixture

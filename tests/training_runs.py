@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from diffews import DiffewsUNet
 from diffews.data.training import PixelReader
 from diffews.models.weights import save_text
+from diffews.runtime.files import write_atomic
 from diffews.tools import shapes
 from diffews.tools.tiny import TEXT_SHAPE, UNET, VAE
 from diffews.training.step import StepInput
@@ -38,6 +39,27 @@ def make_few_shapes(out: Path, seed: int = 0, per_class: int = 2) -> Path:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
         patch.setattr(shapes, "PARTS", {"train2014": per_class, "val2014": per_class})
         shapes.make_shapes(out, seed)
+    return out
+
+
+def list_few_pictures(shapes: Path, out: Path) -> Path:
+    """The same shapes, but two training pictures of each class are listed, the same for many.
+
+    A latent cache of them is filled in a third of the time.
+    """
+    folder = shapes / "COCO2014"
+    (out / "COCO2014" / "splits").mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.name != "splits":
+            (out / "COCO2014" / path.name).symlink_to(path)
+    shutil.copytree(folder / "splits" / "val", out / "COCO2014" / "splits" / "val")
+
+    for file in sorted((folder / "splits" / "trn").iterdir()):
+        kept, seen = {}, set()
+        for class_id, names in json.loads(file.read_text()).items():
+            kept[class_id] = sorted(sorted(names, key=lambda name: name not in seen)[:2])
+            seen.update(kept[class_id])
+        write_atomic(out / "COCO2014" / "splits" / "trn" / file.name, json.dumps(kept))
     return out
 
 

@@ -1,124 +1,174 @@
-"""What each command does: early checks without torch, then the work. The list of commands is in `cli.py`."""
+"""What each command does: early checks without torch, then the work. The list of them stands last.
+
+Torch is imported inside the functions, after the checks, so that a mistake is answered at once.
+"""
 
 import json
 import os
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffews.cli import settings as keys
-from diffews.cli.settings import CHECKOUT, ListKeys
+from diffews.cli.keys import CHECKOUT, entries_of_scores
+from diffews.cli.settings import (
+    BaselinesConfig, BenchmarkKeys, EpisodesConfig, EvalConfig, ListKeys, SegmentConfig,
+    TrainConfig)
+from diffews.cli.tool_settings import (
+    BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig, InitBaseConfig,
+    MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.registry import (
-    BENCHMARKS,
-    check_fold,
-    load_benchmark,
-    open_benchmark,
-    option_names,
-)
+    BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names)
 from diffews.errors import InputError
 from diffews.evaluation.segment import find_queries, segment
 from diffews.images.files import find_masks
 from diffews.models.find import (
-    BASE_FILES,
-    DEFAULT_IMAGE_SIZE,
-    WeightSource,
-    check_base,
-    check_image_size,
-    find_weights,
-    resolve,
-    vae_factor,
-)
+    BASE_FILES, DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights,
+    resolve, vae_factor)
 from diffews.runtime.files import check_new
 from diffews.runtime.locks import one_writer
 from diffews.variants import Variant
 
+# ---- evaluation ----
 
-def run_eval(config: keys.EvalConfig) -> None:
-    """Checks what can be checked without torch, evaluates, and prints the figures."""
-    source = find_weights(config.weight or default_weight(config.fold), config.base)
-    fold = find_fold(config, source)
-    dataset = open_test_set(config, fold, source.image_size(config.image_size))
-    dataset.check_files()
-    config.weight = str(source.path)  # so that the result names the shipped weights, too
-    out = Path(config.out or Path("results") / source.path.name / f"{config.benchmark}_fold{fold}_{config.shots}shot")
+
+def run_eval(config: EvalConfig) -> None:
+    """Evaluates, and prints the IoU of each class and the mean."""
+    source, fold, dataset = open_evaluation(config)
+    name = f"{config.benchmark}_fold{fold}_{config.shots}shot"
+    out = Path(config.out or Path("results") / source.path.name / name)
 
     from accelerate import PartialState
 
     from diffews.evaluation.evaluate import evaluate
 
-    result = evaluate(config, dataset, source, out)
-    PartialState().destroy_process_group()  # a process that ends without it may abort, and takes the others down
+    # the result names the weights that were taken, the shipped ones, too
+    result = evaluate(replace(config, weight=str(source.path)), dataset, source, out)
+    # a process that ends without it may abort, and takes the others down
+    PartialState().destroy_process_group()
     if result is None:  # another process than the main one
         return
-    for name, iou in result["per_class"].items():
-        print(f"{name:>24} {iou:6.2f}")
+
+    for class_name, iou in result["per_class"].items():
+        print(f"{class_name:>24} {iou:6.2f}")
+    count = len(result["class_ids"])
+    if absent := count - result["classes_drawn"]:
+        print(f"{absent} of {count} classes are in no episode and count as 0, as in the protocol")
     low, high = result["miou_interval"]
-    absent = len(result["class_ids"]) - result["classes_drawn"]
-    if absent:
-        print(f"{absent} of {len(result['class_ids'])} classes are in no episode and count as 0, as in the protocol")
     print(f"written to {out}: result.json, episodes.jsonl")
     print(
         f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "
-        f"mIoU {result['miou']:.2f} (95 % interval {low:.2f} to {high:.2f}), FB-IoU {result['fb_iou']:.2f}"
-    )
+        f"mIoU {result['miou']:.2f} (95 % interval {low:.2f} to {high:.2f}), "
+        f"FB-IoU {result['fb_iou']:.2f}")
 
 
-def run_episodes(config: keys.EpisodesConfig) -> None:
-    """Prints the list; stdout is the JSON and nothing else."""
-    dataset = open_test_set(config, config.fold or 0, image_size=DEFAULT_IMAGE_SIZE)
-    if config.save:
-        dataset.episodes.save(Path(config.save))
-    print(dataset.episodes.to_json())
+def run_baselines(config: BaselinesConfig) -> None:
+    """Prints a table of what puts a model's mIoU into proportion."""
+    source, _, dataset = open_evaluation(config)
+
+    from diffews.evaluation.baselines import baselines_table
+
+    print(baselines_table(config, dataset, source))
 
 
-def run_segment(config: keys.SegmentConfig) -> None:
+def run_table(config: TableConfig) -> None:
+    """Prints tables of finished evaluations."""
+    from diffews.evaluation.tables import table
+
+    compared = entries_of_scores(EvalConfig)
+    print(table([Path(run) for run in config.runs], compared, config.format, config.setting))
+
+
+def run_figure(config: FigureConfig) -> None:
+    """Draws episodes of a finished evaluation."""
+    from diffews.evaluation.figures import draw_figure
+    from diffews.evaluation.tables import read_run
+
+    # the same weights and episodes as in the run; keys that this version lacks are left out
+    run = read_run(Path(config.run))
+    known = {item.name for item in fields(EvalConfig)}
+    settings = EvalConfig(**{k: v for k, v in run.result["config"].items() if k in known})
+    source = find_weights(settings.weight or default_weight(run.fold), settings.base)
+    size = source.image_size(run.result.get("image_size"))
+    dataset = open_test_set(settings, run.fold, size, **settings.list_options())
+    dataset.check_files()
+
+    print(f"wrote {draw_figure(config, run, settings, source, dataset)}")
+
+
+def open_evaluation(
+    config: EvalConfig | BaselinesConfig,
+) -> tuple[WeightDir, int, EpisodeDataset]:
+    """Finds the weights, the fold and the test episodes of a config, whose files are all there."""
+    source = find_weights(config.weight or default_weight(config.fold), config.base)
+    fold, size = find_fold(config, source), source.image_size(config.image_size)
+    dataset = open_test_set(config, fold, size, **config.list_options())
+    dataset.check_files()
+    return source, fold, dataset
+
+
+def find_fold(config: ListKeys, source: WeightDir) -> int:
+    """Returns the fold asked for, else `_fold<N>` of the weight dir's name, else the recorded."""
+    if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
+        return config.fold or 0
+    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
+    fold = int(named[1]) if named else source.record.get("fold")
+    if fold is None:
+        raise InputError(
+            f"weight={source.path} does not end in _fold<N>; say which classes are novel with "
+            "fold=N")
+    check_fold(config.benchmark, fold)
+    return fold
+
+
+def default_weight(fold: int | None) -> str:
+    """Returns the shipped tiny weights of a fold."""
+    return str(CHECKOUT / "weight" / "tiny" / f"shapes_fold{fold or 0}")
+
+
+# ---- one's own pictures ----
+
+
+def run_segment(config: SegmentConfig) -> None:
     """Segments pictures of one's own."""
     if not config.bank and not (config.support and config.mask):
         raise InputError("give support= with mask=, or bank=")
     queries = find_queries(config)
     if config.weight is None:
-        warnings.warn("weight= is not given; the shipped tiny weights know coloured shapes only", stacklevel=1)
+        warnings.warn(
+            "weight= is not given; the shipped tiny weights know coloured shapes only",
+            stacklevel=1)
     source = find_weights(config.weight or default_weight(0), config.base)
-    config.image_size = source.image_size(config.image_size)
+    size = source.image_size(config.image_size)
+
     with one_writer(Path(config.out)):
-        segment(config, source, queries)
+        segment(replace(config, image_size=size), source, queries)
     print(f"wrote {len(queries)} mask(s) and overlay(s) to {config.out}")
 
 
-def run_init_base(config: keys.InitBaseConfig) -> None:
-    """Converts Stable Diffusion to a base."""
-    from diffews.runtime.device import torch_dtype
-    from diffews.tools.init_base import init_base
-
-    with one_writer(Path(config.out), new=True):
-        init_base(config.sd, Path(config.out), torch_dtype(config.dtype), config.allow_bin)
-    print(f"wrote {config.out}")
+# ---- training ----
 
 
-def run_train(config: keys.TrainConfig) -> None:
+def run_train(config: TrainConfig) -> None:
     """Trains a UNet."""
     base = check_base(resolve(config.base, BASE_FILES), f"base={config.base}")
     check_image_size(config.image_size, base)
+
+    # what is learned from, and what is validated on
     if config.mix:
-        config.fold = None  # no class of a mix is held out
+        config = replace(config, fold=None)  # no class of a mix is held out
     benchmark = open_training_set(config)
-    benchmark.check_files(dict.fromkeys(s for samples in benchmark.images.values() for s in samples))
+    benchmark.check_files(
+        dict.fromkeys(sample for samples in benchmark.images.values() for sample in samples))
     validation = None
     if config.validate_every is not None:
-        validation = load_benchmark(
-            config.benchmark,
-            config.data,
-            fold=config.fold or 0,
-            split={"seen": "val", "novel": "test"}[config.validate_on],
-            shots=config.shots,
-            image_size=config.image_size,
-            splits=config.splits,
-            episodes=config.validate_episodes,
-            **config.options(),
-        )
+        split = {"seen": "val", "novel": "test"}[config.validate_on]
+        validation = open_test_set(
+            config, config.fold or 0, config.image_size, split=split,
+            episodes=config.validate_episodes)
         validation.check_files()
 
     from accelerate import PartialState
@@ -128,71 +178,96 @@ def run_train(config: keys.TrainConfig) -> None:
     train(config, benchmark, base, validation)
     if not PartialState().is_main_process:
         return
-    stopped = config.stop_at is not None and config.stop_at < config.steps
-    print(f"stopped at step {config.stop_at}; resume=latest goes on" if stopped else f"wrote {config.out}/unet/unet")
+    if config.stop_at is not None and config.stop_at < config.steps:
+        print(f"stopped at step {config.stop_at}; resume=latest goes on")
+    else:
+        print(f"wrote {config.out}/unet/unet")
 
 
-def open_training_set(config: keys.TrainConfig) -> Benchmark:
+def open_training_set(config: TrainConfig) -> Benchmark:
     """Opens the training classes of a benchmark, or of the mix that is asked for."""
     if not config.mix:
         return open_benchmark(
-            config.benchmark, config.data, config.fold, "train", config.splits, config.shots, **config.options()
-        )
+            config.benchmark, config.data, config.fold, "train", config.splits, config.shots,
+            **config.options())
     from diffews.data.mix import Mix, parse_mix
 
-    options = {key: value for key, value in config.options().items() if value not in (None, [])}
-    shares = parse_mix(config.mix)
-    foreign = sorted(options.keys() - set().union(*(option_names(name) for name, _ in shares)))
+    # each benchmark of a mix takes the options that it knows
+    options = {name: value for name, value in config.options().items() if value not in (None, [])}
+    shares = [(name, weight, option_names(name)) for name, weight in parse_mix(config.mix)]
+    foreign = options.keys() - {option for _, _, names in shares for option in names}
     if foreign:
-        raise InputError(f"{foreign[0]}= is a key of no benchmark in mix=")
-    parts = []
-    for name, weight in shares:
-        own = {key: value for key, value in options.items() if key in option_names(name)}
-        part = open_benchmark(name, config.data, None, "train", config.splits, config.shots, **own)
-        parts.append((name, weight, part))
-    return Mix(parts)
+        raise InputError(f"{min(foreign)}= is a key of no benchmark in mix=")
+    return Mix([
+        (name, weight, open_benchmark(
+            name, config.data, None, "train", config.splits, config.shots,
+            **{option: options[option] for option in names if option in options}))
+        for name, weight, names in shares])
 
 
-def run_prepare(config: keys.PrepareConfig) -> int:
+# ---- data ----
+
+
+def run_episodes(config: EpisodesConfig) -> None:
+    """Prints the list; stdout is the JSON and nothing else."""
+    dataset = open_test_set(config, config.fold or 0, DEFAULT_IMAGE_SIZE, **config.list_options())
+    if config.save:
+        dataset.episodes.save(Path(config.save))
+    print(dataset.episodes.to_json())
+
+
+def open_test_set(
+    config: BenchmarkKeys, fold: int, image_size: int, **options: Any
+) -> EpisodeDataset:
+    """Opens the episodes that a config names; options are more arguments of `load_benchmark`."""
+    return load_benchmark(
+        config.benchmark, config.data, fold=fold, shots=config.shots, image_size=image_size,
+        splits=config.splits, **config.options(), **options)
+
+
+def run_prepare(config: PrepareConfig) -> int:
     """Makes masks and lists, and checks them."""
     from diffews.data import prepare
 
-    workers = config.workers or os.cpu_count() or 1
-    good = True
+    workers, data, good = config.workers or os.cpu_count() or 1, Path(config.data), True
     if config.benchmark == "coco20i":
         for part in config.parts or ["train2014", "val2014"]:
             checked = prepare.prepare_and_check_coco(
-                Path(config.data), part, workers, config.rasterizer, config.least_pixels
-            )
+                data, part, workers, config.rasterizer, config.least_pixels)
             print(checked.summary())
             good = good and checked.good
+
     elif config.benchmark == "lvis92i":
-        root = Benchmark.find_root(Path(config.data), "LVIS")
         for part in config.parts or ["train", "val"]:
-            print(f"wrote {prepare.prepare_lvis(root, part)}")
-        print("not checked: the order of the published lists is not known, so that episodes may differ from theirs")
+            print(f"wrote {prepare.prepare_lvis(Benchmark.find_root(data, 'LVIS'), part)}")
+        print(
+            "not checked: the order of the published lists is not known, so that episodes may "
+            "differ from theirs")
+
+    elif config.sbd is None:
+        raise InputError("sbd= is missing; folder of SBD's dataset, which holds cls/*.mat")
     else:
-        if config.sbd is None:
-            raise InputError("sbd= is missing; folder of SBD's dataset, which holds cls/*.mat")
-        root = Benchmark.find_root(Path(config.data), "VOC2012")
+        root = Benchmark.find_root(data, "VOC2012")
         count = prepare.prepare_pascal(root, Path(config.sbd), workers)
-        print(f"{count} masks in {root / 'SegmentationClassAug'}; test them with `diffews check benchmark=pascal5i`")
+        print(
+            f"{count} masks in {root / 'SegmentationClassAug'}; test them with `diffews check "
+            "benchmark=pascal5i`")
     return 0 if good else 1
 
 
-def run_check(config: keys.CheckConfig) -> int:
+def run_check(config: CheckConfig) -> int:
     """Tests a data folder."""
     from diffews.data.check import check_folder, compare_with_published
 
-    workers, good = config.workers or os.cpu_count() or 1, True
+    good, fold = True, config.fold or 0
     for split in config.parts:
-        fold = config.fold if config.fold is not None else 0
         benchmark = open_benchmark(
-            config.benchmark, config.data, fold, split, config.splits, config.shots, **config.options()
-        )
-        lines, split_is_good = check_folder(benchmark, split, workers)
+            config.benchmark, config.data, fold, split, config.splits, config.shots,
+            **config.options())
+        lines, split_is_good = check_folder(benchmark, split, config.workers or os.cpu_count() or 1)
         if benchmark.builtin_lists and config.splits != "builtin":
-            published = open_benchmark(config.benchmark, config.data, fold, split, "builtin", config.shots)
+            published = open_benchmark(
+                config.benchmark, config.data, fold, split, "builtin", config.shots)
             lines.append(compare_with_published(split, benchmark, published))
         print("\n".join(lines))
         good = good and split_is_good
@@ -200,66 +275,7 @@ def run_check(config: keys.CheckConfig) -> int:
     return 0 if good else 1
 
 
-def run_baselines(config: keys.BaselinesConfig) -> None:
-    """Prints a table of figures that put a model's into proportion."""
-    source = find_weights(config.weight or default_weight(config.fold), config.base)
-    fold = find_fold(config, source)
-    dataset = open_test_set(config, fold, source.image_size(config.image_size))
-    dataset.check_files()
-
-    from diffews.evaluation.baselines import baselines_table
-
-    print(baselines_table(config, dataset, source))
-
-
-def open_test_set(config: ListKeys, fold: int, image_size: int) -> EpisodeDataset:
-    """Opens the test episodes that a config names."""
-    return load_benchmark(
-        config.benchmark,
-        config.data,
-        fold=fold,
-        shots=config.shots,
-        image_size=image_size,
-        splits=config.splits,
-        episodes=config.episodes,
-        drawn_shots=config.drawn_shots,
-        episodes_file=config.episodes_file,
-        **config.options(),
-    )
-
-
-def run_table(config: keys.TableConfig) -> None:
-    """Prints tables of finished evaluations."""
-    from diffews.evaluation.tables import table
-
-    print(table([Path(run) for run in config.runs], config.format, config.setting))
-
-
-def run_figure(config: keys.FigureConfig) -> None:
-    """Draws episodes of a finished evaluation."""
-    from diffews.evaluation.figures import draw_figure, run_settings
-    from diffews.evaluation.tables import read_run
-
-    run = read_run(Path(config.run))
-    settings = run_settings(run)
-    source = find_weights(settings.weight or default_weight(run.fold), settings.base)
-    dataset = open_test_set(settings, run.fold, source.image_size(run.result.get("image_size")))
-    dataset.check_files()
-    print(f"wrote {draw_figure(config, run, settings, source, dataset)}")
-
-
-def run_export(config: keys.ExportConfig) -> None:
-    """Writes weights in another precision."""
-    source = find_weights(config.weight, config.base)
-    from diffews.runtime.device import torch_dtype
-    from diffews.tools.init_base import export_weights
-
-    with one_writer(Path(config.out), new=True):
-        export_weights(source, Path(config.out), torch_dtype(config.dtype))
-    print(f"wrote {config.out}")
-
-
-def run_make_shapes(config: keys.MakeShapesConfig) -> None:
+def run_make_shapes(config: MakeShapesConfig) -> None:
     """Writes the shapes benchmark."""
     from diffews.tools.shapes import make_shapes
 
@@ -268,10 +284,36 @@ def run_make_shapes(config: keys.MakeShapesConfig) -> None:
     print(f"wrote {config.out}/COCO2014")
 
 
-def run_make_tiny_base(config: keys.TinyBaseConfig) -> None:
+# ---- weights ----
+
+
+def run_init_base(config: InitBaseConfig) -> None:
+    """Converts Stable Diffusion to a base."""
+    from diffews.runtime.device import torch_dtype
+    from diffews.tools.init_base import init_base
+
+    with one_writer(Path(config.out), new=True):
+        init_base(config.sd, Path(config.out), torch_dtype(config.dtype), config.allow_bin)
+    print(f"wrote {config.out}")
+
+
+def run_export(config: ExportConfig) -> None:
+    """Writes weights in another precision."""
+    source = find_weights(config.weight, config.base)
+
+    from diffews.runtime.device import torch_dtype
+    from diffews.tools.init_base import export_weights
+
+    with one_writer(Path(config.out), new=True):
+        export_weights(source, Path(config.out), torch_dtype(config.dtype))
+    print(f"wrote {config.out}")
+
+
+def run_make_tiny_base(config: TinyBaseConfig) -> None:
     """Trains the tiny VAE."""
     out = Path(config.out)
     check_new(out)
+
     from diffews.tools.tiny import make_tiny_base
 
     with one_writer(out, new=True):
@@ -279,79 +321,64 @@ def run_make_tiny_base(config: keys.TinyBaseConfig) -> None:
     print(f"wrote {out}")
 
 
-def run_distill_decoder(config: keys.DistillConfig) -> None:
+def run_distill_decoder(config: DistillConfig) -> None:
     """Trains a small decoder, and prints what it saves."""
     out = Path(config.out)
     check_new(out)
     base = check_base(resolve(config.base), f"base={config.base}")
     check_image_size(config.image_size, base)
-    stages = vae_factor(base).bit_length()
-    config.blocks = config.blocks or [3, 1, *[0] * stages][:stages]
-    if len(config.blocks) != stages:
-        raise InputError(
-            f"blocks={','.join(map(str, config.blocks))}: the VAE in {base} has {stages} sizes; give {stages} numbers"
-        )
     if config.masks is not None:
         find_masks(Path(config.masks))
+
+    # the decoder doubles the side from one size to the next, as the VAE's does
+    sizes = vae_factor(base).bit_length()
+    blocks = config.blocks or [3, 1, *[0] * sizes][:sizes]
+    if len(blocks) != sizes:
+        raise InputError(
+            f"blocks={','.join(map(str, blocks))}: the VAE in {base} has {sizes} sizes; give "
+            f"{sizes} numbers")
 
     from diffews.tools.distill import distill_decoder
 
     with one_writer(out, new=True):
-        theirs, ours = distill_decoder(config, base, out)
+        theirs, ours = distill_decoder(replace(config, blocks=blocks), base, out)
     print(
         f"wrote {out}: decoding a latent of 16 x 16 takes {ours / 1e6:.1f} million multiply-adds, "
-        f"{ours / theirs:.3f} of the VAE's {theirs / 1e6:.1f} million"
-    )
+        f"{ours / theirs:.3f} of the VAE's {theirs / 1e6:.1f} million")
 
 
-def run_benchmark(config: keys.BenchmarkConfig) -> None:
+def run_benchmark(config: BenchmarkConfig) -> None:
     """Prints a table, and all of it as JSON in the last line."""
-    source = find_weights(config.weight, config.base) if config.weight is not None else None
-    if source is not None:
-        config.image_size = source.image_size(config.image_size)
+    source, size = None, config.image_size or DEFAULT_IMAGE_SIZE
+    if config.weight is not None:
+        source = find_weights(config.weight, config.base)
+        size = source.image_size(config.image_size)
         if Variant.read(source.record.get("variant")) != Variant():
             raise InputError(
-                f"weight={config.weight}: made with another variant than the released one, which alone is measured"
-            )
+                f"weight={config.weight}: made with another variant than the released one, which "
+                "alone is measured")
 
     from diffews.tools.timing import measure_all, timing_table
 
-    results = measure_all(config, source)
+    results = measure_all(replace(config, image_size=size), source)
     print(timing_table(results))
     print(json.dumps(results))
 
 
-def default_weight(fold: int | None) -> str:
-    """Returns the shipped tiny weights of a fold."""
-    return str(CHECKOUT / "weight" / "tiny" / f"shapes_fold{fold or 0}")
-
-
-def find_fold(config: ListKeys, source: WeightSource) -> int:
-    """Returns the fold that was asked for, else `_fold<N>` of the weight dir's name, else the one that was trained."""
-    if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
-        return config.fold or 0
-    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
-    fold = int(named[1]) if named else source.record.get("fold")
-    if fold is None:
-        raise InputError(f"weight={source.path} does not end in _fold<N>; say which classes are novel with fold=N")
-    check_fold(config.benchmark, fold)
-    return fold
-
-
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {  # in the order of --help
-    "eval": (keys.EvalConfig, run_eval),
-    "segment": (keys.SegmentConfig, run_segment),
-    "train": (keys.TrainConfig, run_train),
-    "baselines": (keys.BaselinesConfig, run_baselines),
-    "prepare": (keys.PrepareConfig, run_prepare),
-    "check": (keys.CheckConfig, run_check),
-    "table": (keys.TableConfig, run_table),
-    "figure": (keys.FigureConfig, run_figure),
-    "episodes": (keys.EpisodesConfig, run_episodes),
-    "init-base": (keys.InitBaseConfig, run_init_base),
-    "export": (keys.ExportConfig, run_export),
-    "make-shapes": (keys.MakeShapesConfig, run_make_shapes),
-    "make-tiny-base": (keys.TinyBaseConfig, run_make_tiny_base),
-    "distill-decoder": (keys.DistillConfig, run_distill_decoder),
-    "benchmark": (keys.BenchmarkConfig, run_benchmark),
+    "eval": (EvalConfig, run_eval),
+    "segment": (SegmentConfig, run_segment),
+    "train": (TrainConfig, run_train),
+    "baselines": (BaselinesConfig, run_baselines),
+    "prepare": (PrepareConfig, run_prepare),
+    "check": (CheckConfig, run_check),
+    "table": (TableConfig, run_table),
+    "figure": (FigureConfig, run_figure),
+    "episodes": (EpisodesConfig, run_episodes),
+    "init-base": (InitBaseConfig, run_init_base),
+    "export": (ExportConfig, run_export),
+    "make-shapes": (MakeShapesConfig, run_make_shapes),
+    "make-tiny-base": (TinyBaseConfig, run_make_tiny_base),
+    "distill-decoder": (DistillConfig, run_distill_decoder),
+    "benchmark": (BenchmarkConfig, run_benchmark),
 }

@@ -1,41 +1,100 @@
-"""Typed settings: dataclass defaults, then a YAML file, then key=value; later ones win, unknown keys are errors."""
+"""The machinery of settings: what a key is, and how a config is read, checked and explained.
+
+The keys themselves, with their defaults and meanings, stand in `settings.py`. A config is a frozen
+dataclass of keys: defaults, then a YAML file, then key=value; later ones win, unknown keys are
+errors.
+"""
 
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from omegaconf import MISSING as REQUIRED
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffews.errors import InputError, nearest
+from diffews.runtime.files import CHECKOUT as CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+BYTES: Literal["bytes"] = "bytes"
+GROUPS = ("What", "Data", "Model", "Training", "Speed and memory", "Output")  # of keys, in --help
+WIDTH, COLUMN = 100, 28  # of --help, and where the meanings start
+DOLLAR = "\ue000"  # stands for $ inside omegaconf, which would take ${...} for a reference
 Config = TypeVar("Config")
 
 
-def key(default: Any, text: str, choices: Iterable[str | None] = (), least: float | None = None) -> Any:
-    """Declares one setting: default, meaning (with its unit), allowed words, smallest number."""
-    metadata = {"text": text, "choices": tuple(choices), "least": least}
+def key(
+    default: Any, text: str, choices: Iterable[str | None] = (), least: float | None = None,
+    group: str = "What", changes_result: bool | Literal["bytes"] = True,
+    counted_as: str | None = None,
+) -> Any:
+    """Declares one setting.
+
+    Arguments:
+        default: its value if none is given; REQUIRED if one must be.
+        text: its meaning, with the unit.
+        choices: the words that it takes; any where there are none.
+        least: the smallest number that it takes.
+        group: the heading under which --help shows it, one of GROUPS.
+        changes_result: whether runs that differ in it are different runs. True: they are, and
+            do not go into one row of a table. BYTES: they are, but only rounding or what is
+            counted beside differs, so that a table may join them. False: they are not, and a run
+            that goes on may change it. Read by `counted_values`, for the identity of a run, and by
+            `entries_of_scores`, for the rows of a table.
+        counted_as: the entry of a run's identity that is compared instead of the value, such as
+            the hash of the files that a path leads to.
+
+    """
+    metadata = {
+        "text": text, "choices": tuple(choices), "least": least, "group": group,
+        "changes_result": changes_result, "counted_as": counted_as}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+# the kinds of keys: their group, and what they change
+data_key = partial(key, group="Data")
+list_key = partial(data_key, counted_as="list_sha256")  # leads to a list of episodes or pictures
+model_key = partial(key, group="Model")
+training_key = partial(key, group="Training")
+speed_key = partial(key, group="Speed and memory")
+rounding_key = partial(speed_key, changes_result=BYTES)
+output_key = partial(key, group="Output", changes_result=False)  # what is written, when and where
+
+
+def fields_of(config: object) -> dict[str, Field]:
+    """Returns the keys of a config or config class by name."""
+    return {item.name: item for item in fields(config)}  # type: ignore[arg-type]
+
+
+def entries_of_scores(config: object) -> list[str]:
+    """Returns the entries of a run's identity in which runs of one table row must agree."""
+    return list(dict.fromkeys(
+        item.metadata["counted_as"] or name for name, item in fields_of(config).items()
+        if item.metadata["changes_result"] is True))
+
+
+# ---- reading ----
+
+
 def load(config_class: type[Config], arguments: Sequence[str]) -> Config:
-    """Builds a config from `key=value` words; `config=FILE` names a YAML file that comes before them.
+    """Builds a config from `key=value` words; `config=FILE` names a YAML file that comes before.
 
     Raises:
-        InputError: for an unknown key (naming the nearest one), a wrong type, or a value out of range.
+        InputError: for an unknown key (naming the nearest one), a wrong type, a value out of
+            range, or a required key that is not given.
 
     """
-    known = {item.name: item for item in fields(config_class)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
+    known = fields_of(config_class)
     files: list[str] = []
+    words: dict[str, Any] = {}
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if not equals:
@@ -43,50 +102,47 @@ def load(config_class: type[Config], arguments: Sequence[str]) -> Config:
         if name == "config":
             files.append(text)
         else:
-            values[name] = _parse(text, known[name]) if name in known else text
+            words[name] = _parse(text.replace("$", DOLLAR), known.get(name))
+
+    # one value after the other, so that an error can say where the value stands
     merged = OmegaConf.structured(config_class)
-    sources = [(str(file), _read_yaml(file)) for file in files] + [("command line", values)]
-    for source, content in sources:
-        for name, value in content.items():
+    for source, values in [*((file, _read_yaml(file)) for file in files), ("command line", words)]:
+        for name, value in values.items():
             if name not in known:
-                raise InputError(f"{source}: unknown key {name!r}{nearest(str(name), known)}")
+                raise InputError(f"{source}: unknown key {name!r}{nearest(name, known)}")
             try:
                 merged = OmegaConf.merge(merged, {name: value})
             except OmegaConfBaseException:
-                raise InputError(f"{source}: {name}={value!r} is not {_type_name(known[name])}") from None
-    lacking = [name for name in known if OmegaConf.is_missing(merged, name)]
-    if lacking:
-        raise InputError(f"{lacking[0]}= is missing; {known[lacking[0]].metadata['text']}")
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise InputError(str(error).splitlines()[0]) from None
+                wrong = f"{name}={_plain(value)!r} is not {_type_name(known[name])}"
+                raise InputError(f"{source}: {wrong}") from None
+
+    for name, item in known.items():
+        if OmegaConf.is_missing(merged, name):
+            raise InputError(f"{name}= is missing; {item.metadata['text']}")
+    config = config_class(**{str(k): _plain(v) for k, v in OmegaConf.to_container(merged).items()})
     _check(config, known)
     return config
 
 
-def fields_of(config: object) -> dict[str, Field]:
-    """Returns the declared settings of a config or config class by name."""
-    return {item.name: item for item in fields(config)}  # type: ignore[arg-type]
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        content = OmegaConf.create(Path(file).read_text().replace("$", DOLLAR))
+    except FileNotFoundError:
+        raise InputError(f"config={file}: no such file") from None
+    except Exception as error:  # yaml's errors have no common base with omegaconf's
+        reason = " ".join(str(error).replace(DOLLAR, "$").split())
+        raise InputError(f"config={file} is no YAML file ({reason})") from None
+    values = OmegaConf.to_container(content)
+    if not isinstance(values, dict):
+        raise InputError(f"config={file} holds no keys")
+    return {str(_plain(name)): value for name, value in values.items()}
 
 
-def describe(config_class: type) -> str:
-    """Returns the --help text: what the command does, and every key with its meaning and default."""
-    lines = [(config_class.__doc__ or "").strip(), "", "  config=FILE  YAML file of the keys below; key=value wins"]
-    for name, item in fields_of(config_class).items():
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        words = item.metadata["choices"]
-        shown = f"  {name}={_show(default)}  {item.metadata['text']}"
-        lines.append(shown + (f" ({' | '.join(map(str, filter(None, words)))})" if words else ""))
-    return "\n".join(lines)
-
-
-def _show(default: Any) -> str:
-    if isinstance(default, str) and default.startswith(str(CHECKOUT)):
-        return str(Path(default).relative_to(CHECKOUT))
-    if isinstance(default, list):
-        return ",".join(default)
-    return "" if default in (None, REQUIRED) else str(default).lower() if isinstance(default, bool) else str(default)
+def _plain(value: Any) -> Any:
+    """Gives texts their dollars back, which omegaconf must not see."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.replace(DOLLAR, "$") if isinstance(value, str) else value
 
 
 def _types(item: Field) -> tuple[Any, ...]:
@@ -95,59 +151,94 @@ def _types(item: Field) -> tuple[Any, ...]:
 
 
 def _type_name(item: Field) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", list[int]: "integers"}
+    names = {
+        int: "an integer", float: "a number", bool: "true or false", str: "a text",
+        list[int]: "integers"}
     return names.get(_types(item)[0], "a list")
 
 
-def _parse(text: str, item: Field) -> Any:
+def _parse(text: str, item: Field | None) -> Any:
     """Reads a command-line value as the key's type says; texts are taken as they stand."""
-    kind = _types(item)[0]
-    if text == "null" and type(None) in _types(item):
+    kinds = _types(item) if item is not None else (str,)
+    if text == "null" and type(None) in kinds:
         return None
-    if kind is int and str in _types(item):  # a number, or a word such as auto
-        return int(text) if text.lstrip("-").isdecimal() else _literal(text)
-    if kind is str:
-        return _literal(text)
-    if typing.get_origin(kind) is list:
-        return [_literal(word) for word in text.split(",") if word]
+    if kinds[0] is int and str in kinds and text.lstrip("-").isdecimal():  # or a word, as auto
+        return int(text)
+    if typing.get_origin(kinds[0]) is list:
+        return [word for word in text.split(",") if word]
     return text
 
 
-def _literal(text: str) -> str:
-    return text.replace("${", r"\${")  # a path is no interpolation
-
-
-def _read_yaml(file: str) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(file))
-    except FileNotFoundError:
-        raise InputError(f"config={file}: no such file") from None
-    except Exception as error:  # yaml's errors have no common base with omegaconf's
-        raise InputError(f"config={file} is no YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"config={file} holds no keys")
-    return {str(name): _as_it_stands(value) for name, value in content.items()}
-
-
-def _as_it_stands(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_as_it_stands(item) for item in value]
-    return _literal(value) if isinstance(value, str) else value
-
-
 def _check(config: Any, known: dict[str, Field]) -> None:
+    """Raises InputError for a value that its key or the config's own checks do not take."""
     for name, item in known.items():
-        value = getattr(config, name)
+        value, kinds = getattr(config, name), _types(item)
         choices, least = item.metadata["choices"], item.metadata["least"]
-        is_number = isinstance(value, int) and int in _types(item)
-        if choices and value not in choices and not is_number:
-            words = ["an integer" * (int in _types(item)), *(word for word in choices if word)]
-            words = [word for word in words if word]
-            raise InputError(f"{name}={value!r} is not one of {', '.join(words)}{nearest(str(value), words)}")
+        if choices and value not in choices and not (isinstance(value, int) and int in kinds):
+            words = ["an integer"] * (int in kinds) + [word for word in choices if word]
+            allowed = ", ".join(words) + nearest(str(value), words)
+            raise InputError(f"{name}={value!r} is not one of {allowed}")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name}={value} is not a finite number")
-        if least is not None and value is not None and not isinstance(value, str) and value < least:
+        if least is not None and isinstance(value, int | float) and value < least:
             raise InputError(f"{name}={value} must be at least {least}")
+
+    # each class checks its keys, and those that it inherits are checked by their class
     for part in type(config).__mro__:
         if "check" in vars(part):
             vars(part)["check"](config)
+
+
+# ---- --help ----
+
+
+def describe(config_class: type) -> str:
+    """Returns the --help text: what the command does, every key in its group, and examples.
+
+    The first line of the class's docstring says what the command does, the others are examples.
+    """
+    known = fields_of(config_class).items()
+    file = _entry("config=FILE", "YAML file of the keys below; key=value wins")
+    parts = [summary(config_class), file]
+    for group in GROUPS:
+        entries = [
+            _entry(f"{name}={_default(item)}", item.metadata["text"] + _choices(item))
+            for name, item in known if item.metadata["group"] == group]
+        if entries:
+            parts.append("\n".join([f"{group}:", *entries]))
+    parts.append("\n".join(["Examples:", *(f"  {example}" for example in examples(config_class))]))
+    return "\n\n".join(parts)
+
+
+def summary(config_class: type) -> str:
+    """Returns the line that says what a command does."""
+    return (config_class.__doc__ or "").splitlines()[0]
+
+
+def examples(config_class: type) -> list[str]:
+    """Returns the command lines that a config's docstring shows."""
+    return [line.strip() for line in (config_class.__doc__ or "").splitlines()[1:] if line.strip()]
+
+
+def _entry(shown: str, text: str) -> str:
+    """A key with its default, and its meaning beside it; below, where the key is long."""
+    lines = textwrap.wrap(text, WIDTH - COLUMN, break_long_words=False, break_on_hyphens=False)
+    if len(shown) <= COLUMN - 4:
+        lines[0] = f"  {shown:<{COLUMN - 2}}" + lines[0]
+    else:
+        lines.insert(0, f"  {shown}")
+    return f"\n{'':<{COLUMN}}".join(lines)
+
+
+def _default(item: Field) -> str:
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    if isinstance(default, list):
+        return ",".join(default)
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "" if default in (None, REQUIRED) else str(default).removeprefix(f"{CHECKOUT}/")
+
+
+def _choices(item: Field) -> str:
+    words = [word for word in item.metadata["choices"] if word]
+    return f" ({' | '.join(words)})" if len(words) > 1 else ""

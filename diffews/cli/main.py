@@ -1,19 +1,20 @@
-"""The command line: `diffews COMMAND [config=FILE] [key=value ...]`. Torch is imported when a command needs it."""
+"""The command line: `diffews COMMAND [config=FILE] [key=value ...]`, and how errors are said."""
 
 import errno
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from diffews import __version__
 from diffews.cli.commands import COMMANDS
-from diffews.cli.settings import describe, load
+from diffews.cli.keys import describe, load, summary
 from diffews.errors import InputError, first_line, nearest
 
+USAGE = "diffews {} [config=FILE] [key=value ...]"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AGAIN = "run the same command again"
 GO_ON = {  # how an interrupted command goes on
@@ -34,10 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 interrupted, 143 terminated.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = lambda message, *_: print(f"diffews: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(
+        f"diffews: warning: {message}", file=sys.stderr)
     try:
         with _ended_by_sigterm():
-            return _run(words)
+            run, config = read_words(words)
+            return run(config) or 0
     except InputError as error:
         message = str(error)
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -52,11 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = f"{first_line(error)}; use fewer workers=, or workers=0"
     except KeyboardInterrupt as interrupt:
-        name, code = ("terminated", 143) if isinstance(interrupt, Terminated) else (
-            "interrupted", 130)
+        is_term = isinstance(interrupt, Terminated)
         how = interrupt.args[0] if interrupt.args else GO_ON.get(words[0], AGAIN)
-        print(f"diffews: {name}; {how}", file=sys.stderr)
-        return code
+        print(f"diffews: {'terminated' if is_term else 'interrupted'}; {how}", file=sys.stderr)
+        return 143 if is_term else 130
 
     print(f"diffews: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
@@ -79,27 +81,31 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(words: list[str]) -> int:
+def read_words(words: list[str]) -> tuple[Callable[[Any], int | None], Any]:
+    """Returns what to run and with what: a command with its config, or `print` with a text.
+
+    Raises:
+        InputError: for a command or a key that is none.
+
+    """
     command = words[0] if words else "--help"
     if command in ("-h", "--help", "help"):
-        print(usage())
-    elif command == "--version":
-        print(f"diffews {__version__}")
-    elif command not in COMMANDS:
-        raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; see diffews --help")
-    else:
-        config_class, run = COMMANDS[command]
-        if any(word in ("-h", "--help") for word in words[1:]):
-            print(f"diffews {command} [config=FILE] [key=value ...]\n\n{describe(config_class)}")
-        else:
-            return run(load(config_class, words[1:])) or 0
-    return 0
+        return print, usage()
+    if command == "--version":
+        return print, f"diffews {__version__}"
+    if command not in COMMANDS:
+        close = nearest(command, COMMANDS)
+        raise InputError(f"unknown command {command!r}{close}; see diffews --help")
+
+    config_class, run = COMMANDS[command]
+    if {"-h", "--help"}.isdisjoint(words):
+        return run, load(config_class, words[1:])
+    return print, f"{USAGE.format(command)}\n\n{describe(config_class)}"
 
 
 def usage() -> str:
     """Returns the text of `diffews --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {(config.__doc__ or '').splitlines()[0]}" for name, (config, _) in COMMANDS.items()]
-    return "\n".join(
-        ["diffews COMMAND [config=FILE] [key=value ...]", "", *lines, "", "diffews COMMAND --help shows every key."]
-    )
+    lines = [f"  {name:<15}  {summary(config)}" for name, (config, _) in COMMANDS.items()]
+    return "\n".join([
+        USAGE.format("COMMAND"), "", *lines, "",
+        "diffews COMMAND --help shows every key, and examples."])

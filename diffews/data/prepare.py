@@ -19,7 +19,7 @@ from diffews.data.benchmarks.coco_json import CocoContent
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
 from diffews.data.polygons import segmentation_mask
-from diffews.errors import InputError, unwrap, refuse, result_or_error
+from diffews.errors import InputError, refuse, result_or_error, unwrap
 from diffews.images.files import open_mask
 from diffews.runtime.files import hash_files, open_run, write_atomic
 from diffews.runtime.locks import one_writer

@@ -2,27 +2,31 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from diffews.cli.settings import BaselinesConfig
 from diffews.data.episodes import Episode, EpisodeDataset, EpisodeList, decode_sample
 from diffews.errors import InputError
 from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores, intersection_and_union
 from diffews.evaluation.tables import read_run
-from diffews.models.find import WeightSource
+from diffews.models.find import WeightDir
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import memory_advice, pick_device
 from diffews.runtime.files import write_atomic
 from diffews.runtime.loading import open_pipeline, settle_fast
 
+if TYPE_CHECKING:
+    from diffews.cli.settings import BaselinesConfig
+
 SWAP_SEED = 0
 
 
-def baselines_table(config: BaselinesConfig, dataset: EpisodeDataset, source: WeightSource) -> str:
+def baselines_table(
+    config: "BaselinesConfig", dataset: EpisodeDataset, source: WeightDir
+) -> str:
     """Scores all baselines and returns a table; config.out is the same as JSON, if it is given.
 
     Args:
@@ -76,7 +80,7 @@ def without_model(dataset: EpisodeDataset) -> dict[str, Scores]:
 
 
 def swapped_support(
-    pipeline: DiffewsPipeline, dataset: EpisodeDataset, config: BaselinesConfig
+    pipeline: DiffewsPipeline, dataset: EpisodeDataset, config: "BaselinesConfig"
 ) -> dict[str, Scores]:
     """Shows the model supports of another novel class that the query holds, too.
 

@@ -23,10 +23,11 @@ from diffews.evaluation.groups import (
 from diffews.evaluation.metrics import boundary_counts, intersection_and_union
 from diffews.evaluation.records import Record, Records, summarize
 from diffews.images.drawing import panel, save_grid, save_image
-from diffews.models.find import WeightSource, hash_small_vae, hash_weights
+from diffews.models.find import WeightDir, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import auto_batch, device_name, pick_device, process_device
-from diffews.runtime.files import check_run, open_run, read_json, versions, write_atomic
+from diffews.runtime.files import (
+    check_run, counted_values, open_run, read_json, versions, write_atomic)
 from diffews.runtime.loading import open_pipeline, settle_fast
 from diffews.runtime.processes import in_step, one_run
 
@@ -37,7 +38,7 @@ GRID = 24  # most panels in pictures.png
 
 
 def evaluate(
-    config: "EvalConfig", dataset: EpisodeDataset, source: WeightSource, out: Path
+    config: "EvalConfig", dataset: EpisodeDataset, source: WeightDir, out: Path
 ) -> dict[str, Any] | None:
     """Evaluates weights on the data set's episodes.
 
@@ -66,7 +67,7 @@ def evaluate(
 
 
 def _evaluate(
-    config: "EvalConfig", dataset: EpisodeDataset, source: WeightSource, out: Path,
+    config: "EvalConfig", dataset: EpisodeDataset, source: WeightDir, out: Path,
     device: torch.device, world: PartialState,
 ) -> dict[str, Any] | None:
     is_main = world.is_main_process
@@ -168,24 +169,24 @@ def settle_batch(
 
 
 def run_identity(
-    config: "EvalConfig", dataset: EpisodeDataset, source: WeightSource, device: torch.device
+    config: "EvalConfig", dataset: EpisodeDataset, source: WeightDir, device: torch.device
 ) -> dict[str, Any]:
-    """What a run that goes on must have in common with the one that it goes on with."""
-    named = ["dtype", "batch", "threads", "threshold", "threshold_rule", "channels_last", "compile"]
-    named += ["low_memory", "tf32", "kv_sampling", "denoising_steps", "ensemble", "extra_metrics"]
+    """What a run that goes on must have in common with the one that it goes on with.
+
+    These are the keys that change the result, as `key` declares them, in the values that they have
+    here, and what is found under them: weights, lists, the thresholds that are counted.
+    """
     small = {part: getattr(config, part) for part in ("encoder", "decoder")}
     return {
+        **counted_values(config),
         **hash_weights(source),
         **{f"{part}_sha256": folder and hash_small_vae(folder) for part, folder in small.items()},
         "variant": source.record.get("variant"),
-        "benchmark": config.benchmark,
         "fold": dataset.fold,
-        "shots": config.shots,
         "image_size": dataset.image_size,
         "list_sha256": dataset.published.sha256,
         "objects_sha256": dataset.published.objects_sha256,
         "device": device.type,
-        **{name: getattr(config, name) for name in named},
         "sweep": [name for name, _, _ in sweep(config)],
     }
 

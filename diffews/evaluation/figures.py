@@ -1,13 +1,12 @@
 """Figures of a finished evaluation: a row an episode, with supports, query, prediction, truth."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffews.cli.settings import EvalConfig, FigureConfig
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError
 from diffews.evaluation.evaluate import run_identity
@@ -16,14 +15,18 @@ from diffews.evaluation.metrics import iou_percent
 from diffews.evaluation.records import Record, foreground
 from diffews.evaluation.tables import Run
 from diffews.images.drawing import BLACK, GREY, Row, figure_tiles, figure_titles, save_figure
-from diffews.models.find import WeightSource
+from diffews.models.find import WeightDir
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import memory_advice, pick_device
 from diffews.runtime.loading import open_pipeline
 
+if TYPE_CHECKING:
+    from diffews.cli.settings import EvalConfig
+    from diffews.cli.tool_settings import FigureConfig
+
 
 def draw_figure(
-    config: FigureConfig, run: Run, settings: EvalConfig, source: WeightSource,
+    config: "FigureConfig", run: Run, settings: "EvalConfig", source: WeightDir,
     dataset: EpisodeDataset
 ) -> Path:
     """Draws episodes of a finished run, whose predictions are computed again, and returns the file.
@@ -31,7 +34,7 @@ def draw_figure(
     Args:
         config: which episodes, and where the figure goes.
         run: the evaluation.
-        settings: its keys, as `run_settings` gives them.
+        settings: its keys, as its result.json gives them.
         source: the weights that these keys name now.
         dataset: the episodes that they name now.
 
@@ -79,12 +82,6 @@ def draw_figure(
     return out
 
 
-def run_settings(run: Run) -> EvalConfig:
-    """Returns the keys of a run; what this version does not know is left out."""
-    known = {item.name for item in dataclasses.fields(EvalConfig)}
-    return EvalConfig(**{k: value for k, value in run.result["config"].items() if k in known})
-
-
 def pick(
     records: Sequence[Record], count: int, order: str, has_truth: Callable[[int], bool]
 ) -> dict[str, list[int]]:
@@ -117,7 +114,7 @@ def pick(
 
 
 def _tiles_again(
-    pipeline: DiffewsPipeline, run: Run, settings: EvalConfig, dataset: EpisodeDataset,
+    pipeline: DiffewsPipeline, run: Run, settings: "EvalConfig", dataset: EpisodeDataset,
     chosen: set[int]
 ) -> dict[int, list[np.ndarray]]:
     """Computes the chosen episodes again, in the run's groups, and returns the tiles of each."""

@@ -3,21 +3,23 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from diffews.cli.settings import SegmentConfig
 from diffews.errors import InputError
 from diffews.images.files import check_image, list_images, open_mask, open_rgb
 from diffews.images.masks import binary_mask
-from diffews.models.find import WeightSource
+from diffews.models.find import WeightDir
 from diffews.runtime.files import write_atomic
 
+if TYPE_CHECKING:
+    from diffews.cli.settings import SegmentConfig
 
-def find_queries(config: SegmentConfig) -> list[Path]:
+
+def find_queries(config: "SegmentConfig") -> list[Path]:
     """Returns the queries that a config names, the pictures of its folders among them.
 
     Raises:
@@ -74,7 +76,7 @@ def _photos(folder: Path, masks: Sequence[str]) -> list[Path]:
         and (file.suffix.lower() != ".png" or file.stem not in photos)]
 
 
-def segment(config: SegmentConfig, source: WeightSource, queries: Sequence[Path]) -> None:
+def segment(config: "SegmentConfig", source: WeightDir, queries: Sequence[Path]) -> None:
     """Writes each query's mask and overlay into config.out, at the query's size.
 
     One class: <query>_mask.png (0 and 255). Several: <query>_labels.png (0 none, then 1, 2, ... as

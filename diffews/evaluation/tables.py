@@ -18,8 +18,8 @@ from diffews.evaluation.published import PUBLISHED, FoldScores
 from diffews.evaluation.records import Record, resample
 from diffews.runtime.files import read_json
 
-MODEL_KEYS = ("variant", "encoder_sha256", "decoder_sha256", "denoising_steps", "ensemble", "kv_sampling")
-PROTOCOL = ("image_size", "episodes", "threshold", "threshold_rule", "dtype", "list", *MODEL_KEYS)
+# what the runs of one row need not have in common, since it goes with the fold
+BY_FOLD = ("benchmark", "fold", "shots", "weight_sha256", "base_sha256", "list_sha256")
 BUILT_IN = ("coco20i", "pascal5i", "fss1000")  # whose published list is known without data
 Row = list[str]
 Columns = list[float | None]  # scores of each number of shots: the folds, then their mean
@@ -39,16 +39,19 @@ class Run:
     fb_iou: float
     class_ids: list[int]
     records: list[Record]  # the lines of episodes.jsonl
-    result: dict[str, Any]  # result.json as it stands
+    result: dict[str, Any]  # result.json, and as "list" whether its episodes are the published ones
     samples: np.ndarray  # bootstrap resamples of the mIoU
-    protocol: dict[str, Any]  # in what the runs of one row agree
 
 
-def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
+def table(
+    folders: Sequence[Path], compared: Sequence[str], style: str, setting: str = "all"
+) -> str:
     """Returns a table for each benchmark: published rows, our rows, their difference to the paper.
 
     Args:
         folders: of finished evaluations.
+        compared: entries of result.json that change a score; the runs of a row agree in them, but
+            for those that go with the fold.
         style: "md", "csv" or "latex".
         setting: which published rows, "strict", "in-context" or "all".
 
@@ -57,6 +60,7 @@ def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
 
     """
     runs = [read_run(folder) for folder in folders]
+    compared = ["episodes", "list", "variant", *(key for key in compared if key not in BY_FOLD)]
     taken: dict[tuple[str, str, int, int], Run] = {}
     for run in runs:
         place = (run.method, run.benchmark, run.fold, run.shots)
@@ -84,6 +88,7 @@ def table(folders: Sequence[Path], style: str, setting: str = "all") -> str:
             rows.append([name, *cells, entry.source])
         for method in dict.fromkeys(run.method for run in shown):
             of_method = [run for run in shown if run.method == method]
+            _check_row(of_method, compared)
             rows += _our_rows(of_method, theirs, shots, folds)
 
         notes += [f"ours: {note}" for note in dict.fromkeys(map(_protocol_note, shown))]
@@ -107,10 +112,10 @@ def read_run(folder: Path) -> Run:
             raise ValueError(f"{len(records)} of {result['episodes']} episodes")
 
         return Run(
-            **{name: result[name] for name in named}, path=folder, records=records, result=result,
+            **{name: result[name] for name in named}, path=folder, records=records,
             method=_method(Path(str(result["config"]["weight"]))),
-            samples=resample(records, result["class_ids"]),
-            protocol={k: result[k] for k in PROTOCOL if k in result} | {"list": _list_name(result)})
+            result=result | {"list": _list_name(result)},
+            samples=resample(records, result["class_ids"]))
     except (KeyError, OSError, ValueError, IndexError, TypeError) as error:
         cure = "run `diffews eval` into it"
         raise InputError(f"{folder} is no finished evaluation ({error!r}); {cure}") from None
@@ -135,18 +140,21 @@ def _list_name(result: dict[str, Any]) -> str:
     return ", ".join(["not the published one", *made])
 
 
-def _our_rows(
-    runs: list[Run], theirs: dict[str, Columns], shots: list[int], folds: int
-) -> list[Row]:
-    """Returns the row of a weight dir, and its differences to each published row of DiffewS."""
+def _check_row(runs: list[Run], compared: Sequence[str]) -> None:
+    """Raises InputError for runs that do not go into one row, naming what differs."""
     first, *others = runs
     for run in others:
-        pairs = {key: (first.protocol.get(key), run.protocol.get(key)) for key in PROTOCOL}
+        pairs = {key: (first.result.get(key), run.result.get(key)) for key in compared}
         changes = [f"{key}: {a} and {b}" for key, (a, b) in pairs.items() if a != b]
         if changes:
             paths = f"{first.path} and {run.path}"
             raise InputError(f"{paths} do not go into one table row ({', '.join(changes)})")
 
+
+def _our_rows(
+    runs: list[Run], theirs: dict[str, Columns], shots: list[int], folds: int
+) -> list[Row]:
+    """Returns the row of a weight dir, and its differences to each published row of DiffewS."""
     # of each number of shots the folds, then their mean, if none of them is missing
     ours: list[Measured | None] = []
     for count in shots:
@@ -159,8 +167,8 @@ def _our_rows(
         ours.append(mean)
 
     return [
-        [f"{first.method} (ours)", *map(_with_interval, ours), "measured here"],
-        *([f"{first.method} minus {name}", *map(_difference, ours, columns), "difference"]
+        [f"{runs[0].method} (ours)", *map(_with_interval, ours), "measured here"],
+        *([f"{runs[0].method} minus {name}", *map(_difference, ours, columns), "difference"]
           for name, columns in theirs.items() if name.startswith("DiffewS"))]
 
 
@@ -184,7 +192,7 @@ def _difference(ours: Measured | None, theirs: float | None) -> str:
 
 
 def _protocol_note(run: Run) -> str:
-    episodes, size, name = (run.protocol.get(key) for key in ("episodes", "image_size", "list"))
+    episodes, size, name = (run.result.get(key) for key in ("episodes", "image_size", "list"))
     made = f"{episodes} episodes a fold, image size {size}, list: {name}"
     quoted = "all other rows are quoted from their source"
     return f"{made}, 95 % bootstrap intervals over episodes; {quoted}"

@@ -28,8 +28,8 @@ PICKLES = ["diffusion_pytorch_model.bin", "pytorch_model.bin"]
 
 
 @dataclass(frozen=True)
-class WeightSource:
-    """Where a model's parts lie.
+class WeightDir:
+    """Trained weights: where their parts lie, and what was recorded with them.
 
     path: the weight dir. unet: the folder of its UNet. base: the folder with VAE and text.
     record: what training wrote into the weight dir's diffews.json; empty for released weights.
@@ -57,7 +57,7 @@ class WeightSource:
 # ---- weight dirs and bases ----
 
 
-def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightSource:
+def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightDir:
     """Finds the UNet in DIR/unet/unet, DIR/unet or DIR, and the base that goes with it.
 
     weight: the weight dir. base: folder or hub id; where None, as `find_base` finds it.
@@ -78,7 +78,7 @@ def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightSo
         raise InputError(f"weight={weight}: no config.json in unet/unet, unet or the folder itself")
 
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    return WeightSource(folder, candidate, find_base(folder, base, record), record)
+    return WeightDir(folder, candidate, find_base(folder, base, record), record)
 
 
 def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> Path:
@@ -249,7 +249,7 @@ def base_folders(base: Path) -> list[Path]:
     return [base / "vae"] if text_is_kept else [base / "vae", base / "text_encoder"]
 
 
-def hash_weights(source: WeightSource) -> dict[str, str]:
+def hash_weights(source: WeightDir) -> dict[str, str]:
     """Returns the sha256 of the UNet's weights and of the base, under the keys of result.json."""
     return {
         "weight_sha256": hash_files(weight_files(source.unet)),

@@ -75,12 +75,9 @@ def _start_token_unet(base: Path, dtype: torch.dtype, seed: int) -> DiffewsUNet:
 
     # an image encoder that knows pictures already stays as it is
     if _has_weights(folder):
-        is_pickle = weight_files(folder)[0].suffix == ".bin"
-        with refuse(
-                f"{folder} does not load",
-                cure="save CLIP's vision model there, as weight/README.md says"):
-            encoder = CLIPVisionModelWithProjection.from_pretrained(
-                str(folder), dtype=dtype, local_files_only=True, use_safetensors=not is_pickle)
+        cure = "save CLIP's vision model there, as weight/README.md says"
+        with refuse(f"{folder} does not load", cure=cure):
+            encoder = _read(CLIPVisionModelWithProjection, folder, dtype=dtype)
             unet.image_encoder.load_state_dict(encoder.state_dict())
         unet.image_encoder.requires_grad_(False)
     return unet
@@ -143,14 +140,10 @@ def _load(
     logging.set_verbosity_error()  # what it would warn of is checked below
     try:
         with refuse(f"{file} does not load into {cls.__name__}"):
-            module, info = cls.from_pretrained(
-                str(folder),
-                torch_dtype=dtype,
-                variant="fp16" if ".fp16." in file.name else None,
-                use_safetensors=file.suffix != ".bin",  # it reads .bin with weights_only=True
-                low_cpu_mem_usage=may_lack is None,  # gives no memory to a tensor that is missing
-                output_loading_info=True,
-                local_files_only=True)
+            # low_cpu_mem_usage gives no memory to a tensor that is missing
+            module, info = _read(
+                cls, folder, torch_dtype=dtype, low_cpu_mem_usage=may_lack is None,
+                output_loading_info=True)
     except InputError as error:
         raise error if str(file) in str(error) else InputError(f"{config}: {error}") from error
     finally:
@@ -169,6 +162,17 @@ def _load(
         raise InputError(
             f"{folder}: the weights lack {len(lacking)} tensors, the first is {lacking[0]}{cure}")
     return module, missing
+
+
+def _read(cls: Any, folder: Path, **keys: Any) -> Any:
+    """Reads a module of diffusers or transformers from the file that `weight_files` chose.
+
+    Both libraries read a .bin with weights_only=True.
+    """
+    file = weight_files(folder)[0]
+    return cls.from_pretrained(
+        str(folder), variant="fp16" if ".fp16." in file.name else None,
+        use_safetensors=file.suffix != ".bin", local_files_only=True, **keys)
 
 
 # ---- the text condition ----
@@ -198,13 +202,8 @@ def encode_empty_prompt(base: Path) -> dict[str, Tensor]:
     ids, folder = empty_prompt_ids(base), base / "text_encoder"
     file = weight_files(folder)[0]
     with refuse(f"{folder} does not load"):
-        encoder, info = CLIPTextModel.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            variant="fp16" if ".fp16." in file.name else None,
-            use_safetensors=file.suffix != ".bin",
-            output_loading_info=True,
-            local_files_only=True)
+        encoder, info = _read(
+            CLIPTextModel, folder, dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"]:
         raise InputError(f"{file} lacks {len(info['missing_keys'])} tensors of the text encoder")
 

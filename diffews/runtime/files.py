@@ -1,5 +1,6 @@
 """Files that are complete or not there at all, and folders that belong to one run."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from diffews import __version__
 from diffews.errors import InputError
 
+CHECKOUT = Path(__file__).resolve().parents[2]  # where configs, datasets and weight lie
 PACKAGES = (
     "torch", "diffusers", "transformers", "accelerate", "numpy", "pillow", "opencv-python-headless")
 
@@ -90,6 +92,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}, not a JSON object")
     return content
+
+
+def counted_values(config: Any) -> dict[str, Any]:
+    """Returns the part of a run's identity that its config says: the keys that change the result.
+
+    Keys that change none are left out, and those for which another entry of the identity stands;
+    `diffews.cli.keys.key` declares them.
+    """
+    return {
+        item.name: getattr(config, item.name) for item in dataclasses.fields(config)
+        if item.metadata["changes_result"] and item.metadata["counted_as"] is None}
 
 
 def check_run(out: Path, identity: dict[str, Any]) -> None:

@@ -2,21 +2,23 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from diffews.cli.settings import ModelKeys
 from diffews.errors import InputError
 from diffews.models.find import (
-    RECORD, WeightSource, base_folders, find_weights, hash_vae, refuse_pickles)
+    RECORD, WeightDir, base_folders, find_weights, hash_vae, refuse_pickles)
 from diffews.models.weights import load_small_vae, load_text, load_unet, load_vae
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
     all_cores, exact_arithmetic, half_precision, memory_advice, pick_device, torch_dtype, vae_dtype)
 from diffews.variants import Variant
 
-ModelKeysT = TypeVar("ModelKeysT", bound=ModelKeys)
+if TYPE_CHECKING:
+    from diffews.cli.settings import ModelKeys
+
+ModelKeysT = TypeVar("ModelKeysT", bound="ModelKeys")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ def load_pipeline(
 
 @memory_advice()
 def open_pipeline(
-        config: ModelKeys, source: WeightSource, device: torch.device,
+        config: "ModelKeys", source: WeightDir, device: torch.device,
         threads: int) -> DiffewsPipeline:
     """Loads the weights as a command's keys say, and sets the arithmetic of this process."""
     exact_arithmetic(threads, config.tf32)
@@ -84,7 +86,7 @@ def open_pipeline(
 
 
 def build_pipeline(
-        source: WeightSource, dtype: torch.dtype, device: torch.device | str,
+        source: WeightDir, dtype: torch.dtype, device: torch.device | str,
         allow_bin: bool = False, encoder: str | None = None,
         decoder: str | None = None) -> DiffewsPipeline:
     """Loads the weights that `find_weights` found; see `load_pipeline`.

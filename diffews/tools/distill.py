@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from diffews.cli.settings import DistillConfig
 from diffews.images.files import find_masks, open_mask
 from diffews.images.paint import render_masks
 from diffews.models.find import hash_vae, refuse_pickles, write_record
@@ -21,12 +21,15 @@ from diffews.models.weights import load_vae
 from diffews.runtime.device import exact_arithmetic, memory_advice, pick_device
 from diffews.runtime.files import new_folder, versions
 
+if TYPE_CHECKING:
+    from diffews.cli.tool_settings import DistillConfig
+
 MIXED = 0.5  # share of a batch that is a mix of two masks' latents
 NOISE = 0.5  # most noise on latents of standard deviation 1; a trained UNet misses by 0.2 to 0.5
 COUNTED = 16  # side of the latent whose decoding is counted in multiply-adds
 
 
-def distill_decoder(config: DistillConfig, base: Path, out: Path) -> tuple[int, int]:
+def distill_decoder(config: "DistillConfig", base: Path, out: Path) -> tuple[int, int]:
     """Trains the decoder and writes `out`: config.json, weights in float16, and diffews.json.
 
     base: the folder of the VAE that is imitated. out: the folder to write; must not exist.
@@ -71,7 +74,7 @@ def make_small_vae(vae: AutoencoderKL, channels: int, blocks: list[int]) -> Auto
         encoder_block_out_channels=(1,) * stages, num_encoder_blocks=(0,) * stages)
 
 
-def train_decoder(small: AutoencoderTiny, vae: AutoencoderKL, config: DistillConfig) -> None:
+def train_decoder(small: AutoencoderTiny, vae: AutoencoderKL, config: "DistillConfig") -> None:
     """Trains the small decoder towards the VAE's decoding of what a UNet may predict for masks."""
     next_mask = mask_source(config)
     generator = np.random.default_rng(config.seed)
@@ -128,7 +131,7 @@ def imitation_loss(decoded: Tensor, target: Tensor) -> Tensor:
     return error.square().mean() + error.abs().mean()
 
 
-def mask_source(config: DistillConfig) -> Callable[[int, np.random.Generator], np.ndarray]:
+def mask_source(config: "DistillConfig") -> Callable[[int, np.random.Generator], np.ndarray]:
     """Returns a function (size, generator) -> mask uint8 {0, 1} (size, size).
 
     It crops one of the PNGs of the key `masks`, or makes shapes up where that is None.

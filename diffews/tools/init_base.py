@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from diffews.models.find import (
-    BASE_FILES, WeightSource, check_base, refuse_pickles, resolve, weight_files, write_record)
+    BASE_FILES, WeightDir, check_base, refuse_pickles, resolve, weight_files, write_record)
 from diffews.models.weights import encode_empty_prompt, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.files import check_new, new_folder
@@ -37,7 +37,7 @@ def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -
             shutil.copytree(source / part, folder / part)
 
 
-def export_weights(source: WeightSource, out: Path, dtype: torch.dtype) -> None:
+def export_weights(source: WeightDir, out: Path, dtype: torch.dtype) -> None:
     """Writes the UNet of a weight dir or checkpoint as `out`/unet/unet, with its record.
 
     dtype: the precision in which it is stored.

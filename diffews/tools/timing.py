@@ -9,28 +9,30 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from diffews.cli.settings import CHECKOUT, BenchmarkConfig
 from diffews.data.training import TrainingBatch
 from diffews.evaluation.groups import Group, count_group, segment_group
 from diffews.images.paint import to_pixels
-from diffews.models.find import WeightSource
+from diffews.models.find import WeightDir
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import load_small_vae
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
     auto_batch, device_name, exact_arithmetic, memory_advice, pick_device, torch_dtype, vae_dtype)
-from diffews.runtime.files import read_json, versions
+from diffews.runtime.files import CHECKOUT, read_json, versions
 from diffews.runtime.loading import Speed, open_pipeline, settle_fast
 from diffews.tools.arithmetic import count_parts, count_tflop, make_twin
 from diffews.training.adapters import make_optimizer
 from diffews.training.step import TrainingStep, encode_batch
+
+if TYPE_CHECKING:
+    from diffews.cli.tool_settings import BenchmarkConfig
 
 SD21: dict[str, dict[str, Any]] = {  # of Stable Diffusion 2.1; the rest is diffusers' default
     "unet": {
@@ -58,7 +60,7 @@ class Setup:
 
     """
 
-    config: BenchmarkConfig
+    config: "BenchmarkConfig"
     pipeline: DiffewsPipeline
     twin: DiffewsPipeline
 
@@ -90,7 +92,7 @@ class Work:
     batch: int = 1
 
 
-def measure_all(config: BenchmarkConfig, source: WeightSource | None) -> dict[str, Any]:
+def measure_all(config: "BenchmarkConfig", source: WeightDir | None) -> dict[str, Any]:
     """Measures episodes, cached queries and training steps.
 
     Args:
@@ -151,7 +153,7 @@ def measure_all(config: BenchmarkConfig, source: WeightSource | None) -> dict[st
 
 
 def open_setup(
-    config: BenchmarkConfig, source: WeightSource | None, device: torch.device
+    config: "BenchmarkConfig", source: WeightDir | None, device: torch.device
 ) -> Setup:
     """Loads or makes the model as the keys say."""
     print(f"making the model: dtype={config.dtype} channels_last={config.channels_last}",
@@ -162,7 +164,7 @@ def open_setup(
     return Setup(config, pipeline, make_twin(pipeline))
 
 
-def random_pipeline(config: BenchmarkConfig, device: torch.device) -> DiffewsPipeline:
+def random_pipeline(config: "BenchmarkConfig", device: torch.device) -> DiffewsPipeline:
     """Makes a model with random weights, in the precisions that weights would be loaded in."""
     base, dtype = CHECKOUT / "weight" / "tiny" / "base", torch_dtype(config.dtype)
     tiny = {part: read_json(base / part / "config.json") for part in ("unet", "vae")}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
-from diffews.cli.settings import TinyBaseConfig
 from diffews.errors import InputError
 from diffews.images.files import list_images, open_mask, open_rgb
 from diffews.images.paint import render_masks, to_pixels
@@ -19,39 +19,25 @@ from diffews.models.weights import save_text
 from diffews.runtime.device import exact_arithmetic
 from diffews.runtime.files import new_folder, write_atomic
 
+if TYPE_CHECKING:
+    from diffews.cli.tool_settings import TinyBaseConfig
+
 VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "block_out_channels": (8, 16, 32),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 1,  # eight groups on eight channels are instance norm, and colour is lost
-    "sample_size": 64,
-    "mid_block_add_attention": False,
-}
+    "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (8, 16, 32), "layers_per_block": 1, "mid_block_add_attention": False,
+    "latent_channels": 4, "sample_size": 64,
+    "norm_num_groups": 1}  # eight groups on eight channels are instance norm, and colour is lost
 UNET = {
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 32,
-    "attention_head_dim": 2,  # in diffusers this is the number of heads
-    "norm_num_groups": 8,
-    "use_linear_projection": True,
-}
+    "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8,
+    "in_channels": 4, "out_channels": 4, "sample_size": 16,
+    "cross_attention_dim": 32, "use_linear_projection": True,
+    "attention_head_dim": 2}  # in diffusers this is the number of heads
 IMAGE_ENCODER = {  # only interaction=cross_attention trains it
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "projection_dim": UNET["cross_attention_dim"],
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 64,
-    "patch_size": 8,
-    "hidden_act": "gelu",
-}
+    "hidden_size": 64, "intermediate_size": 128, "projection_dim": UNET["cross_attention_dim"],
+    "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64, "patch_size": 8,
+    "hidden_act": "gelu"}
 TEXT_SHAPE = (1, 2, 32)  # tokens, channels; the same in training and evaluation
 CROP = 32  # side of the training crops in pixels
 MASK_SHARE = 0.25  # of a batch; the rest are images
@@ -60,7 +46,7 @@ KL_WEIGHT = 1e-5
 STAGES = ((5e-3, False), (3e-3, True))
 
 
-def make_tiny_base(config: TinyBaseConfig, out: Path) -> None:
+def make_tiny_base(config: "TinyBaseConfig", out: Path) -> None:
     """Writes a base: a VAE that it trains (stored in float16) and a fixed random text.
 
     Of the UNet and the image encoder it writes config.json: they start from nothing.
@@ -106,7 +92,9 @@ def measure_scaling(vae: AutoencoderKL, images: Tensor, classes: Tensor, count: 
     return float(1 / vae.encode(pixels).latent_dist.mode().std())
 
 
-def train_vae(vae: AutoencoderKL, images: Tensor, classes: Tensor, config: TinyBaseConfig) -> None:
+def train_vae(
+    vae: AutoencoderKL, images: Tensor, classes: Tensor, config: "TinyBaseConfig"
+) -> None:
     """Trains the VAE to give back crops of images and painted masks, in the stages of `STAGES`.
 
     images: uint8 [N, 3, H, W]. classes: their class maps, uint8 [N, H, W].

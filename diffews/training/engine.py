@@ -1,23 +1,27 @@
 """What a training run runs on: processes, precision, learning rate."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
 from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
 
-from diffews.cli.settings import LR_END, TrainConfig
 from diffews.errors import InputError, first_line
 from diffews.runtime.device import pick_device
+from diffews.training import LR_END
+
+if TYPE_CHECKING:
+    from diffews.cli.settings import TrainConfig
 
 
-def is_on_cpu(config: TrainConfig) -> bool:
+def is_on_cpu(config: "TrainConfig") -> bool:
     """Whether this run computes on the CPU; accelerate joins its processes only when told so."""
     return pick_device(config.device).type == "cpu"
 
 
-def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+def make_accelerator(config: "TrainConfig", out: Path) -> Accelerator:
     """Sets up accelerate: processes, mixed precision, accumulation, tracker.
 
     Raises:
@@ -44,7 +48,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig
+    optimizer: torch.optim.Optimizer, config: "TrainConfig"
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear decay to 1e-7 as in the reference, or one cycle; both are stepped once a step."""
     if config.schedule == "one_cycle":  # beta1 moves against the rate, between 0.85 and 0.95

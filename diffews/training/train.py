@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from accelerate import PartialState
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
-from diffews.cli.settings import TrainConfig
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.latents import LatentCache
 from diffews.data.prefetch import stream
@@ -33,7 +32,7 @@ from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import check_parts, load_text, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import process_device
-from diffews.runtime.files import check_run, hash_files, open_run, versions
+from diffews.runtime.files import check_run, counted_values, hash_files, open_run, versions
 from diffews.runtime.processes import in_step, one_run, together
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
 from diffews.training.checkpoints import (
@@ -43,12 +42,9 @@ from diffews.training.log import StepLog
 from diffews.training.step import StepInput, TrainingStep, encode_batch, encode_moments
 from diffews.variants import Variant
 
-UNCHANGED_BY = {  # keys that a resumed run may change, since they do not change the result
-    "out", "data", "images", "annotations", "base", "cache", "stop_at", "resume",
-    "checkpoint_every", "keep", "workers", "device", "allow_bin", "tracker", "validate_every",
-    "validate_episodes", "validate_on",
-    "batch",  # what counts is batch times processes: global_batch
-}
+if TYPE_CHECKING:
+    from diffews.cli.settings import TrainConfig
+
 PANELS = 6  # episodes in the picture of a validation
 OUT_OF_MEMORY = (
     "the GPU is out of memory; turn on, in this order: checkpointing=true, batch=1 with a larger "
@@ -56,7 +52,8 @@ OUT_OF_MEMORY = (
 
 
 def train(
-    config: TrainConfig, benchmark: Benchmark, base: Path, validation: EpisodeDataset | None = None
+    config: "TrainConfig", benchmark: Benchmark, base: Path,
+    validation: EpisodeDataset | None = None,
 ) -> None:
     """Trains and leaves out/unet/unet, a weight dir that `diffews eval` takes.
 
@@ -82,7 +79,7 @@ def train(
 class Trainer:
     """One training run: what it learns from, what it learns, and where it stands."""
 
-    def __init__(self, config: TrainConfig, benchmark: Benchmark, base: Path) -> None:
+    def __init__(self, config: "TrainConfig", benchmark: Benchmark, base: Path) -> None:
         self.config, self.benchmark, self.base, self.out = config, benchmark, base, Path(config.out)
         self.variant = Variant.of(vars(config))
         self.method = self.variant.build()
@@ -134,7 +131,6 @@ class Trainer:
     @functools.cached_property  # it hashes gigabytes at full size
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it goes on with."""
-        config = dataclasses.asdict(self.config)
         images = sorted(self.benchmark.images.items())
         lists = json.dumps([(c, [(s.name, s.object_id) for s in samples]) for c, samples in images])
 
@@ -145,7 +141,7 @@ class Trainer:
 
         precision = self.accelerator.mixed_precision
         return {
-            **{name: value for name, value in config.items() if name not in UNCHANGED_BY},
+            **counted_values(self.config),
             "dtype": "fp32" if precision == "no" else precision,
             "global_batch": self.config.batch * self.accelerator.num_processes,
             "start_sha256": hash_files(sorted(start)),

@@ -20,7 +20,8 @@ from training_runs import (
 
 from diffews import InputError
 from diffews.cli.commands import run_train
-from diffews.cli.settings import TrainConfig, load
+from diffews.cli.keys import load
+from diffews.cli.settings import TrainConfig
 from diffews.data.episodes import decode_sample
 from diffews.data.latents import LatentCache
 from diffews.data.registry import open_benchmark
@@ -34,8 +35,8 @@ LATENT = (4, 2, 2)  # channels, height, width in the tests without a VAE
 
 
 @pytest.fixture(scope="module")
-def benchmark(few_shapes):
-    return open_benchmark("coco20i", few_shapes, 0, "train")
+def benchmark(train_shapes):
+    return open_benchmark("coco20i", train_shapes, 0, "train")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -132,7 +133,7 @@ def test_any_number_of_workers_gives_the_same_batches(trainer):
 
 def read_as(run, rank, ranks, batch, micro_steps):
     run.accelerator = SimpleNamespace(process_index=rank, num_processes=ranks)
-    run.config.batch = batch
+    run.config = replace(run.config, batch=batch)
     reader = run.batch_reader(pixel_reader(run))
     return [reader.read(micro_step) for micro_step in range(micro_steps)]
 

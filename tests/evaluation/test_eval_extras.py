@@ -17,8 +17,9 @@ from eval_runs import lines, mask, result
 from safetensors.torch import load_file, save_file
 from training_runs import make_few_shapes
 
+from diffews.cli.keys import CHECKOUT
 from diffews.cli.main import main
-from diffews.cli.settings import CHECKOUT, EvalConfig
+from diffews.cli.settings import EvalConfig
 from diffews.data.registry import load_benchmark
 from diffews.evaluation.groups import read_group, segment_group
 from diffews.evaluation.metrics import Scores, intersection_and_union

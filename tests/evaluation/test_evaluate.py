@@ -1,4 +1,4 @@
-"""Evaluation, count for count as the reference's, whatever interrupts it; refusals leave nothing."""
+"""Evaluation, count for count as the reference's, whatever interrupts it; refusals leave none."""
 
 import dataclasses
 import hashlib

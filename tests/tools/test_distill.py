@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import diffews
 from diffews import InputError
-from diffews.cli.settings import DistillConfig
+from diffews.cli.tool_settings import DistillConfig
 from diffews.images.masks import quantize, scores_and_limit
 from diffews.images.paint import render_masks
 from diffews.models.find import check_small_vae, hash_vae

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffews.cli.keys import CHECKOUT
 from diffews.cli.main import main
-from diffews.cli.settings import CHECKOUT, BenchmarkConfig
+from diffews.cli.tool_settings import BenchmarkConfig
 from diffews.runtime.loading import load_pipeline
 from diffews.tools.arithmetic import count_parts, count_tflop
 from diffews.tools.timing import missing_memory, random_pipeline

@@ -12,7 +12,7 @@ from training_runs import differing, reset_accelerate, weights
 
 import diffews
 from diffews import DiffewsUNet, load_pipeline
-from diffews.cli.settings import TinyBaseConfig
+from diffews.cli.tool_settings import TinyBaseConfig
 from diffews.data.registry import open_benchmark
 from diffews.images.paint import render_masks
 from diffews.models.weights import load_text, load_vae, start_unet

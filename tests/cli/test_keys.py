@@ -1,22 +1,21 @@
-"""Settings: defaults, then a YAML file, then key=value; every mistake is one clear line before anything loads."""
+"""Settings: defaults, then YAML, then key=value; a mistake is one line before anything loads."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from diffews import InputError
-from diffews.cli.main import COMMANDS
-from diffews.cli.settings import (
-    CHECKOUT,
-    EpisodesConfig,
-    EvalConfig,
-    SegmentConfig,
-    describe,
-    load,
-)
+from diffews.cli.commands import COMMANDS
+from diffews.cli.keys import CHECKOUT, REQUIRED, describe, key, load
+from diffews.cli.settings import EpisodesConfig, EvalConfig, SegmentConfig
 
 CONFIG_CLASSES = [config_class for config_class, _ in COMMANDS.values()]
+
+
+def required(config_class):
+    return [item.name for item in dataclasses.fields(config_class) if item.default == REQUIRED]
 
 
 def test_the_defaults_are_the_published_protocol():
@@ -63,9 +62,39 @@ def test_each_type_is_read_as_what_it_is():
     )
 
 
-def test_a_path_of_digits_or_dollars_stays_a_path():
-    config = load(EvalConfig, ["weight=0123", "out=${HOME}/x"])
-    assert (config.weight, config.out) == ("0123", "${HOME}/x")
+def test_a_path_of_digits_stays_a_path():
+    assert load(EvalConfig, ["weight=0123"]).weight == "0123"
+
+
+@pytest.mark.parametrize(
+    "text", ["${HOME}/x", "${oc.env:HOME}", r"\${oc.env:HOME}", r"a\\${x}\$", "${", "${x", "$$"]
+)
+def test_a_text_with_dollars_stays_that_text(tmp_path, text):
+    assert load(EvalConfig, [f"out={text}"]).out == text
+    assert load(SegmentConfig, [f"query={text},b.jpg"]).query == [text, "b.jpg"]
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"out: '{text}'\nnovel: ['{text}', b]\n")
+    config = load(EvalConfig, [f"config={file}"])
+    assert (config.out, config.novel) == (text, [text, "b"])
+    with pytest.raises(InputError, match="shots") as error:
+        load(EvalConfig, [f"shots={text}"])
+    assert repr(text) in str(error.value)
+
+
+def test_a_config_is_a_value():
+    config = load(EvalConfig, [])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.shots = 2
+    assert dataclasses.replace(config, shots=2) == load(EvalConfig, ["shots=2"])
+
+
+def test_a_list_that_is_a_default_is_not_shared():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        names: list[str] = key(["a"], "names")
+
+    load(Config, []).names.append("b")
+    assert load(Config, []).names == ["a"]
 
 
 def test_lists_are_separated_by_commas():
@@ -75,60 +104,60 @@ def test_lists_are_separated_by_commas():
         ["a.png"],
         ["pictures"],
     )
-    assert load(SegmentConfig, []).support == []
+    assert load(SegmentConfig, ["query=pictures"]).support == []
 
 
 def test_lists_come_from_a_file_too(tmp_path):
     (tmp_path / "a.yaml").write_text("support: [a.jpg, b.jpg]\n")
-    assert load(SegmentConfig, [f"config={tmp_path / 'a.yaml'}"]).support == ["a.jpg", "b.jpg"]
+    config = load(SegmentConfig, [f"config={tmp_path / 'a.yaml'}", "query=pictures"])
+    assert config.support == ["a.jpg", "b.jpg"]
 
 
 def test_a_misspelt_key_names_the_nearest():
-    with pytest.raises(InputError, match=r"unknown key 'shot'; did you mean 'shots'\?"):
+    with pytest.raises(InputError, match="'shot'.*'shots'"):
         load(EvalConfig, ["shot=5"])
-    with pytest.raises(InputError, match="unknown key 'xyzzy'$"):
+    with pytest.raises(InputError, match="'xyzzy'$"):
         load(EvalConfig, ["xyzzy=5"])
 
 
 def test_a_misspelt_key_of_a_file_names_the_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("treshold: 0.5\n")
-    with pytest.raises(
-        InputError, match=r"mine.yaml: unknown key 'treshold'; did you mean 'threshold'\?"
-    ):
+    with pytest.raises(InputError, match=r"mine.yaml: .*'treshold'.*'threshold'"):
         load(EvalConfig, [f"config={file}"])
 
 
 def test_a_key_of_another_command_is_unknown():
-    with pytest.raises(InputError, match="unknown key 'query'"):
+    with pytest.raises(InputError, match="'query'"):
         load(EvalConfig, ["query=a.jpg"])
 
 
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("shots=five", "shots='five' is not an integer"),
-        ("shots=1.5", "shots='1.5' is not an integer"),
-        ("threshold=high", "threshold='high' is not a number"),
-        ("save_masks=maybe", "save_masks='maybe' is not true or false"),
-        ("shots=0", "shots=0 must be at least 1"),
-        ("shots=-1", "shots=-1 must be at least 1"),
+        ("shots=five", "shots='five' .*integer"),
+        ("shots=1.5", "shots='1.5' .*integer"),
+        ("threshold=high", "threshold='high' .*number"),
+        ("save_masks=maybe", "save_masks='maybe' .*true or false"),
+        ("shots=0", "shots=0 .*1"),
+        ("shots=-1", "shots=-1 .*1"),
         ("fold=-1", "fold=-1"),
-        ("fold=4", "fold=4: coco20i has the folds 0 to 3"),
-        ("batch=0", "batch=0 must be at least 1"),
-        ("workers=-1", "workers=-1 must be at least 0"),
-        ("threads=0", "threads=0 must be at least 1"),
-        ("episodes=0", "episodes=0 must be at least 1"),
-        ("image_size=0", "image_size=0 must be at least 1"),
-        ("threshold=1", r"threshold=1.0 is not in \[0, 1\)"),
+        ("fold=4", "fold=4.*coco20i.*0 to 3"),
+        ("batch=0", "batch=0 .*1"),
+        ("workers=-1", "workers=-1 .*0"),
+        ("threads=0", "threads=0 .*1"),
+        ("episodes=0", "episodes=0 .*1"),
+        ("image_size=0", "image_size=0 .*1"),
+        ("threshold=1", r"threshold=1.0 .*\[0, 1\)"),
         ("threshold=nan", "threshold=nan"),
-        ("dtype=fp8", "dtype='fp8' is not one of fp32, bf16, fp16"),
-        ("benchmark=coco20", "benchmark='coco20' is not one of .*did you mean 'coco20i'"),
-        ("splits=none", "splits='none' is not one of auto, folder, builtin"),
-        ("threshold_rule=relative", "threshold_rule='relative' is not one of"),
-        ("shots", "'shots' is not key=value"),
-        ("--shots", "'--shots' is not key=value"),
-        ("shots=", "shots='' is not an integer"),
+        ("dtype=fp8", "dtype='fp8' .*fp32, bf16, fp16"),
+        ("benchmark=coco20", "benchmark='coco20' .*did you mean 'coco20i'"),
+        ("splits=none", "splits='none' .*auto, folder, builtin"),
+        ("threshold_rule=relative", "threshold_rule='relative' "),
+        ("batch=all", "batch='all' .*an integer, auto"),
+        ("shots", "'shots' .*key=value"),
+        ("--shots", "'--shots' .*key=value"),
+        ("shots=", "shots='' .*integer"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_key_and_value(word, says):
@@ -157,12 +186,6 @@ def test_a_file_that_holds_no_keys_is_refused(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_a_reference_to_nothing_is_refused(tmp_path):
-    (tmp_path / "mine.yaml").write_text("shots: ${nothing}")
-    with pytest.raises(InputError, match="nothing"):
-        load(EvalConfig, [f"config={tmp_path / 'mine.yaml'}"])
-
-
 def test_a_missing_or_unreadable_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none.yaml: no such file"):
         load(EvalConfig, [f"config={tmp_path / 'none.yaml'}"])
@@ -178,21 +201,47 @@ def test_a_key_that_must_be_given_is_asked_for():
 @pytest.mark.parametrize("config_class", CONFIG_CLASSES, ids=lambda c: c.__name__)
 def test_help_shows_every_key_with_its_meaning_and_default(config_class):
     text = describe(config_class)
+    words = " ".join(text.split())
     for item in dataclasses.fields(config_class):
         (line,) = [line for line in text.splitlines() if line.startswith(f"  {item.name}=")]
-        assert item.metadata["text"] in line
+        shown = line.split()[0]
+        assert f"{shown} {item.metadata['text']}" in words
         if isinstance(item.default, int | float) and not isinstance(item.default, bool):
-            assert line.startswith(f"  {item.name}={item.default}  ")
+            assert shown == f"{item.name}={item.default}"
     assert text.startswith(config_class.__doc__.splitlines()[0])
 
 
+def test_help_shows_keys_in_groups():
+    text = describe(EvalConfig)
+    groups = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    assert groups == ["What", "Data", "Model", "Speed and memory", "Output", "Examples"]
+    assert text.index("Model:") < text.index("  threshold=") < text.index("Speed and memory:")
+
+
+def test_help_wraps_words_and_keeps_them_whole():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """Does something."""
+
+        a_name_that_is_longer_than_its_column: str = key("x", "the word that is meant " * 9)
+        other: str = key("x", "/" * 120)
+
+    lines = describe(Config).splitlines()
+    assert "  a_name_that_is_longer_than_its_column=x" in lines
+    assert [line for line in lines if len(line) > 100] == [f"  {'other=x':<26}" + "/" * 120]
+
+
 @pytest.mark.parametrize("config_class", CONFIG_CLASSES, ids=lambda c: c.__name__)
-def test_the_defaults_of_every_command_are_valid(config_class):
-    assert isinstance(load(config_class, []), config_class)
+def test_required_keys_are_asked_for_and_other_defaults_are_valid(config_class):
+    names = required(config_class)
+    if names:
+        with pytest.raises(InputError, match=f"{names[0]}= is missing; "):
+            load(config_class, [])
+    assert isinstance(load(config_class, [f"{name}=x" for name in names]), config_class)
 
 
 def test_help_shows_paths_of_the_checkout_without_where_it_lies():
-    assert "  data=datasets  " in describe(EpisodesConfig)
+    assert "  data=datasets " in describe(EpisodesConfig)
     assert str(CHECKOUT) not in describe(EpisodesConfig)
 
 
@@ -202,8 +251,9 @@ def test_help_shows_paths_of_the_checkout_without_where_it_lies():
 def test_every_file_of_configs_is_valid_for_a_command(file):
     accepted = []
     for config_class in CONFIG_CLASSES:
+        words = [f"{name}=x" for name in required(config_class)]
         try:
-            accepted.append(load(config_class, [f"config={file}"]))
+            accepted.append(load(config_class, [f"config={file}", *words]))
         except InputError:
             continue
     assert accepted

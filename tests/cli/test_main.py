@@ -1,19 +1,17 @@
-"""The command line: help, episodes as JSON, exit codes, and that nothing waits for torch without need."""
+"""The command line: help, episodes as JSON, exit codes; nothing waits for torch without need."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import diffews
-from diffews.cli.main import COMMANDS
+from diffews.cli.commands import COMMANDS
+from diffews.cli.keys import CHECKOUT, load
 from diffews.cli.settings import EpisodesConfig
 from diffews.data.registry import load_benchmark
-
-CHECKOUT = Path(diffews.__file__).parent.parent
 
 
 def test_help_names_every_command(run):
@@ -34,28 +32,43 @@ def test_help_of_a_command_shows_its_keys(run, command):
             assert f"\n  {key}=" in outcome.out
 
 
+@pytest.mark.parametrize("words", [("--help",), *((command, "--help") for command in COMMANDS)])
+def test_help_fits_into_a_hundred_columns(run, words):
+    assert max(map(len, run(*words).out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_two_examples_that_the_command_takes(run, command):
+    config_class = COMMANDS[command][0]
+    shown = run(command, "--help").out.split("Examples:\n")[1].splitlines()
+    assert len(shown) == 2
+    for example in shown:
+        words = example.replace("config=", f"config={CHECKOUT}/").split()
+        assert words[:2] == ["diffews", command]
+        load(config_class, words[2:])
+
+
 def test_the_version(run):
     assert run("--version").out == f"diffews {diffews.__version__}\n"
 
 
 def test_an_unknown_command_names_the_nearest(refused):
-    assert (
-        refused("evaluate")
-        == "unknown command 'evaluate'; did you mean 'eval'?; see diffews --help"
-    )
-    assert "unknown command 'xyzzy'; see" in refused("xyzzy")
+    message = refused("evaluate")
+    assert "'evaluate'" in message and "did you mean 'eval'?" in message
+    message = refused("xyzzy")
+    assert "'xyzzy'" in message and "did you mean" not in message
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_key_is_refused_by_every_command(refused, command):
-    assert "command line: unknown key 'xyzzy'" in refused(command, "xyzzy=1")
+    message = refused(command, "xyzzy=1")
+    assert "command line" in message and "'xyzzy'" in message
 
 
 def test_a_misspelt_key_of_a_file_is_refused(refused, tmp_path):
     (tmp_path / "mine.yaml").write_text("shot: 5\n")
-    assert "mine.yaml: unknown key 'shot'; did you mean 'shots'?" in refused(
-        "eval", f"config={tmp_path / 'mine.yaml'}"
-    )
+    message = refused("eval", f"config={tmp_path / 'mine.yaml'}")
+    assert "mine.yaml" in message and "'shot'" in message and "'shots'" in message
 
 
 # ---- episodes ----
@@ -80,10 +93,9 @@ def test_episodes_need_no_pictures(run, expected, tmp_path):
 
 
 def test_episodes_of_lists_that_are_not_there_are_refused(refused, tmp_path):
-    assert "splits=folder, but there is neither" in refused(
-        "episodes", f"data={tmp_path}", "splits=folder"
-    )
-    assert "fold=4: coco20i has the folds 0 to 3" in refused("episodes", "fold=4")
+    assert "splits=folder" in refused("episodes", f"data={tmp_path}", "splits=folder")
+    message = refused("episodes", "fold=4")
+    assert "fold=4" in message and "coco20i" in message and "0 to 3" in message
 
 
 # ---- folds ----
@@ -191,4 +203,5 @@ def test_python_m_diffews_is_the_command(tmp_path):
     assert call("--version").stdout == f"diffews {diffews.__version__}\n"
     bad = call("eval", "shot=1")
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr == "diffews: error: command line: unknown key 'shot'; did you mean 'shots'?\n"
+    assert bad.stderr.startswith("diffews: error: ") and "'shot'" in bad.stderr
+    assert bad.stderr.count("\n") == 1
