@@ -33,7 +33,7 @@ from diffews.variants import Variant
 
 @dataclass
 class DiffewsOutput(BaseOutput):
-    """What the pipeline says of each query, at the query's own size.
+    """What the pipeline says of each query, at the query's own size unless another is asked for.
 
     Attributes:
         masks: list of bool arrays (H_i, W_i).
@@ -168,11 +168,10 @@ class DiffewsPipeline(DiffusionPipeline):
             numbers += distinct[batch : batch + len(supports)].tolist()
         if injection.painted is not None:
             numbers += distinct[batch + len(supports) :].tolist()
-        first = {number: place for place, number in reversed(list(enumerate(numbers)))}
-        places = sorted(first.values())
+        order = list(dict.fromkeys(numbers))
+        latents = self.encode_images(pictures[[numbers.index(number) for number in order]])
+        latents = latents[[order.index(number) for number in numbers]]
 
-        latents = self.encode_images(pictures[places])
-        latents = latents[[places.index(first[number]) for number in numbers]]
         features = latents[batch:].split(len(supports))
         return latents[:batch], self._prepare(features, masks, shots)
 

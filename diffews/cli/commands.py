@@ -163,9 +163,12 @@ def run_train(config: TrainConfig) -> None:
         dict.fromkeys(sample for samples in benchmark.images.values() for sample in samples))
     validation = None
     if config.validate_every is not None:
+        if config.fold is None and config.validate_on == "novel":
+            raise InputError("validate_on=novel: no class is novel with mix= or fold=null, which "
+                             "train on all; say validate_on=seen, or fold=N")
         split = {"seen": "val", "novel": "test"}[config.validate_on]
         validation = open_test_set(
-            config, config.fold or 0, config.image_size, split=split,
+            config, config.fold, config.image_size, split=split,
             episodes=config.validate_episodes)
         validation.check_files()
 
@@ -211,7 +214,7 @@ def run_episodes(config: EpisodesConfig) -> None:
 
 
 def open_test_set(
-    config: BenchmarkKeys, fold: int, image_size: int, **options: Any
+    config: BenchmarkKeys, fold: int | None, image_size: int, **options: Any
 ) -> EpisodeDataset:
     """Opens the episodes that a config names; options are more arguments of `load_benchmark`."""
     return load_benchmark(

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(config) or 0
     except InputError as error:
         message = str(error)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()
         return 0
     except OSError as error:
@@ -54,7 +54,7 @@ def read_words(words: list[str]) -> tuple[Callable[[Any], int | None], Any]:
     """Returns what to run and with what: a command with its config, or `print` with a text.
 
     Raises:
-        InputError: for a command or a key that is none.
+        InputError: for an unknown command or key.
 
     """
     command = words[0] if words else "--help"

@@ -90,7 +90,7 @@ def evaluate(
             if is_main:
                 open_run(out, identity)
 
-        # in each round every process takes one group; a GPU computes it while the last is recorded
+        # in each round every process takes one group
         start, rounds = time.perf_counter(), range(0, len(groups), world.num_processes)
         own = stream(read, groups[world.process_index :: world.num_processes], config.workers,
                      device.type == "cuda")
@@ -102,13 +102,14 @@ def evaluate(
         with bar:
             for _ in rounds:
                 with in_step() as step:
+                    # one group ahead: a GPU computes it while the one before is recorded
                     while len(answers) < 2 and (group := next(own, None)) is not None:
                         found = segment_group(pipeline, group, config.shots, config.kv_sampling)
                         answers.append(count_group(found, group, thresholds))
                     step.mine = _record(answers.popleft(), config, dataset, out) if answers else []
                 records.append([record for part in step.all for record in part], write=is_main)
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)
-                bar.update(len(records) - bar.n)
+                bar.update(min(len(records), len(dataset)) - bar.n)
 
     if not is_main:
         return None
@@ -127,7 +128,7 @@ def evaluate(
 
 @dataclass
 class Step:
-    """What each process found in a step that all take."""
+    """What the processes found in a step: this one's, and after the step everyone's, by rank."""
 
     mine: Any = None
     all: list[Any] = field(default_factory=list)
@@ -135,7 +136,11 @@ class Step:
 
 @contextmanager
 def in_step() -> Iterator[Step]:
-    """A step that all processes take: what one refuses in it, all refuse; none waits forever."""
+    """A step that all processes take together.
+
+    Inside, each puts what it found into `mine`; at the end `all` holds everyone's. What one
+    refuses, all refuse, so that none waits for another forever.
+    """
     step, error = Step(), None
     try:
         with memory_advice():
@@ -218,22 +223,22 @@ def _record(
 ) -> list[Record]:
     """Saves the pictures that were asked for, and makes a record of each episode."""
     group, (counts, *swept) = answer.wait().group, answer.counts.tolist()
-    masks, names = answer.masks.numpy(), [name for name, *_ in sweep(config)]
+    masks, thresholds = answer.masks.numpy(), [name for name, *_ in sweep(config)]
 
     records = []
     for row, index in enumerate(dict.fromkeys(group.indices)):  # padding is left out
         if config.save_masks:
             save_image(_mask_file(out, index), masks[row].astype(np.uint8) * 255)
         if index < config.pictures:
-            supports, query, truth = group.shown(row)
-            save_image(_picture_file(out, index), panel(supports, query, masks[row], truth))
+            pairs, query, truth = group.shown(row)
+            save_image(_picture_file(out, index), panel(pairs, query, masks[row], truth))
 
         class_id, query_name, supports = dataset.episodes[index].names()
         record = {"index": index, "class_id": class_id, "query": query_name, "supports": supports,
                   **_counts(counts[row])}
         if swept:
-            each = zip(names, swept, strict=True)
-            record["sweep"] = {name: _counts(counts[row]) for name, counts in each}
+            record["sweep"] = {
+                name: _counts(at[row]) for name, at in zip(thresholds, swept, strict=True)}
         if group.originals:
             picture, truth = group.originals[row], group.query_masks[row].numpy()
             ignore = None if group.query_ignore is None else group.query_ignore[row].numpy()
