@@ -24,6 +24,18 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def printable(text: Any) -> str:
+    """Returns a text from data as one that a terminal only shows: control characters escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def shorten(value: Any, most: int = 60) -> str:
+    """Returns a value in at most so many characters, for one-line messages."""
+    text = printable(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 @contextmanager
 def refuse(what: str, *kinds: type[Exception], cure: str = "") -> Iterator[None]:
     """Turns an error of these kinds (any, if none is named) into one line: what, why, cure."""

@@ -22,7 +22,7 @@ from diffews.cli.tool_settings import (
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.registry import (
     BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names)
-from diffews.errors import InputError
+from diffews.errors import InputError, printable
 from diffews.evaluation.segment import find_queries, segment
 from diffews.images.files import find_masks
 from diffews.models.find import (
@@ -42,7 +42,7 @@ def run_eval(config: EvalConfig) -> None:
 
     from accelerate import PartialState
 
-    from diffews.evaluation.evaluate import evaluate
+    from diffews.evaluation.evaluate import evaluate, result_file
 
     # the result names the weights that were taken, the shipped ones, too
     result = evaluate(replace(config, weight=str(source.path)), dataset, source, out)
@@ -52,12 +52,15 @@ def run_eval(config: EvalConfig) -> None:
         return
 
     for class_name, iou in result["per_class"].items():
-        print(f"{class_name:>24} {iou:6.2f}")
+        print(f"{printable(class_name):>24} {iou:6.2f}")
     count = len(result["class_ids"])
     if absent := count - result["classes_drawn"]:
         print(f"{absent} of {count} classes are in no episode and count as 0, as in the protocol")
     low, high = result["miou_interval"]
-    print(f"written to {out}: result.json, episodes.jsonl")
+    file = result_file(out, result["episodes"]).name
+    if file != "result.json":
+        print(f"{out}/result.json is of more episodes and stays as it is")
+    print(f"written to {out}: {file}, episodes.jsonl")
     print(
         f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "
         f"mIoU {result['miou']:.2f} (95 % interval {low:.2f} to {high:.2f}), "
@@ -78,7 +81,8 @@ def run_table(config: TableConfig) -> None:
     from diffews.evaluation.tables import table
 
     compared = entries_of_scores(EvalConfig)
-    print(table([Path(run) for run in config.runs], compared, config.format, config.setting))
+    folders = [Path(run) for run in config.runs]
+    print(table(folders, compared, config.format, config.setting, config.names))
 
 
 def run_figure(config: FigureConfig) -> None:

@@ -57,6 +57,9 @@ class TableConfig:
     runs: list[str] = key(REQUIRED, "folders of `diffews eval`: DIR,DIR,...")
     setting: str = key(
         "all", "which published rows: novel classes unseen (strict), or seen in training", SETTINGS)
+    names: list[str] = output_key(
+        [], "name of each run's row, in the same order, the same for runs of one row; by default "
+        "its weight dir, with the settings in which the runs of one weight dir differ")
     format: str = output_key("md", "how the tables are written", ("md", "csv", "latex"))
 
 

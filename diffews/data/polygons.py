@@ -11,6 +11,7 @@ from diffews.data.episodes import DecodedSample
 from diffews.errors import InputError, refuse
 
 FARTHEST = 1e6  # pixels; beyond it, or not finite, pycocotools runs out of memory or worse
+LONGEST = 1e7  # pixels of a polygon's outline, of which pycocotools keeps some 100 bytes each
 
 
 def segmentation_mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
@@ -26,12 +27,17 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
             raise InputError(f"{where}: the run-length code is not of size {height} x {width}")
         with refuse(f"{where}: the run-length code's counts do not fill {height} x {width} pixels",
                     TypeError, ValueError, OverflowError):
-            if isinstance(segmentation["counts"], list):
-                segmentation = coco_mask.frPyObjects(segmentation, height, width)
-            total = _sum_run_lengths(segmentation["counts"])
-            if total != height * width:  # pycocotools would leave pixels as memory was
+            counts = segmentation["counts"]
+            runs = _run_lengths(counts)
+
+            # pycocotools trusts them: too few leave pixels as memory was, too many write beyond
+            if not ((runs >= 0) & (runs <= height * width)).all():
+                raise ValueError(f"a run of {runs.min() if runs.min() < 0 else runs.max()} pixels")
+            if (total := int(runs.sum())) != height * width:
                 raise ValueError(f"they fill {total}")
-            return coco_mask.decode(segmentation)
+            code = {"size": [height, width], "counts": counts}
+            return coco_mask.decode(
+                coco_mask.frPyObjects(code, height, width) if isinstance(counts, list) else code)
 
     if not isinstance(segmentation, list) or not segmentation:
         raise InputError(f"{where}: no polygon and no run-length code")
@@ -43,6 +49,9 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
             are_numbers = points.ndim == 1 and points.dtype.kind in "iuf"
             if not (are_numbers and (np.abs(points) < FARTHEST).all()):
                 raise ValueError(f"{points.ravel()[:6].tolist()}")
+            corners = points.reshape(-1, 2)
+            if np.abs(np.diff(corners, axis=0)).max(1).sum() > LONGEST:  # memory goes with it
+                raise ValueError(f"its outline is longer than {LONGEST:g} pixels")
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
 
 
@@ -71,21 +80,35 @@ def crop_object(image: Image.Image, codes: Iterable[Any], box: Sequence[float], 
                          np.ascontiguousarray(mask[top:bottom, left:right]))
 
 
-def _sum_run_lengths(counts: str | bytes) -> int:
-    """Adds up COCO's compressed run lengths.
+def _run_lengths(counts: Any) -> np.ndarray:
+    """Reads COCO's run lengths, a list or compressed -> int64 (runs,), unchecked.
 
     A character holds 5 bits of a number and, in bit 5, whether more of them follow; from the third
     number on they are differences to the number before the last.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts.encode() if isinstance(counts, str) else counts:
-        bits = character - 48
-        value, shift = value | (bits & 31) << shift, shift + 5
+    if isinstance(counts, list):
+        runs = np.array(counts)
+        if runs.ndim != 1 or runs.dtype.kind not in "iu":
+            raise ValueError("they are no list of whole numbers")
+        return runs.astype(np.int64)
 
-        # the last character of a number carries its sign
-        if not bits & 32:
-            value -= (1 << shift) if bits & 16 else 0
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return sum(runs)
+    # where each number ends; six characters hold more than any picture has pixels
+    if not isinstance(counts, str | bytes):
+        raise ValueError(f"they are {type(counts).__name__}, neither a list nor a code")
+    code = counts.encode() if isinstance(counts, str) else counts
+    bits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(bits & 32 == 0)
+    lengths = np.diff(ends, prepend=-1)
+    if not len(ends) or ends[-1] != len(bits) - 1 or not ((bits >= 0) & (bits < 64)).all():
+        raise ValueError("they are cut off, or hold a character of no code")
+    if lengths.max() > 6:
+        raise ValueError("a number takes more than six characters")
+
+    # the numbers, the last character of which carries the sign
+    starts = ends - lengths + 1
+    places = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((bits & 31) << places, starts)
+    runs -= np.where(bits[ends] & 16, 1 << (5 * lengths), 0)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    return runs

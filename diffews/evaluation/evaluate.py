@@ -1,9 +1,11 @@
 """Evaluation on episodes: one record an episode, every score computed from the records."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from diffews.evaluation.groups import (
     Answer, count_group, make_groups, read_group, segment_group)
 from diffews.evaluation.metrics import boundary_counts, intersection_and_union
 from diffews.evaluation.records import Record, Records, summarize
+from diffews.evaluation.seen import seen_classes
 from diffews.images.drawing import panel, save_grid, save_image
 from diffews.models.find import WeightDir, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
@@ -68,6 +71,13 @@ def evaluate(
     config = settle_fast(config, device)
     load = functools.cache(functools.partial(open_pipeline, config, source, device, config.threads))
     config = settle_batch(config, dataset, load, device, out)
+
+    # novel classes are to be novel
+    seen = seen_classes(source, config, dataset)
+    if seen and is_main:
+        warnings.warn(
+            f"weight={source.path} was trained on {len(seen)} of the {len(dataset.class_ids)} "
+            f"novel classes of fold {dataset.fold}, as {seen[0]}; the result says so", stacklevel=2)
 
     # what is there already
     identity = run_identity(config, dataset, source, device)
@@ -115,15 +125,26 @@ def evaluate(
         return None
     seconds, fresh = time.perf_counter() - start, len(records) - done
     result = {
-        **summarize(records.records[: len(dataset)], dataset), **identity,
+        **summarize(records.records[: len(dataset)], dataset.class_names), **identity,
+        "seen_classes": seen,
         "device": device_name(device), "config": dataclasses.asdict(config), "versions": versions(),
         "episodes_per_second": round(fresh / seconds, 3) if fresh else None}
-    write_atomic(out / "result.json", json.dumps(result, indent=1) + "\n")
+    write_atomic(result_file(out, len(dataset)), json.dumps(result, indent=1) + "\n")
 
     if config.pictures:
         files = [_picture_file(out, index) for index in range(min(config.pictures, len(dataset)))]
         save_grid(files[:GRID], out / "pictures.png")
     return result
+
+
+def result_file(out: Path, episodes: int) -> Path:
+    """Returns where the result of so many episodes lies: that of more is not overwritten."""
+    whole = out / "result.json"
+    with contextlib.suppress(InputError):  # a damaged one is replaced
+        earlier = read_json(whole).get("episodes") if whole.exists() else None
+        if isinstance(earlier, int) and earlier > episodes:
+            return out / f"result_first_{episodes}.json"
+    return whole
 
 
 @dataclass

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 PAPER = "DiffewS paper (arXiv 2410.02369)"
 TABLE_1 = f"{PAPER}, table 1"
 SANSA = "quoted for DiffewS by SANSA (arXiv 2505.21795)"
+IMAGE_SIZE = 512  # of all of them, in pixels
 SETTINGS = ("all", "strict", "in-context")
 FoldScores = tuple[tuple[float, ...], float]  # of each fold, if printed, and the mean as printed
 

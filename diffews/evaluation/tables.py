@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from diffews.data.registry import BENCHMARKS, load_benchmark
-from diffews.errors import InputError
+from diffews.errors import InputError, printable, refuse, shorten
 from diffews.evaluation.metrics import interval
-from diffews.evaluation.published import PUBLISHED, FoldScores
-from diffews.evaluation.records import Record, resample
-from diffews.runtime.files import read_json
+from diffews.evaluation.published import IMAGE_SIZE, PUBLISHED, FoldScores, Published
+from diffews.evaluation.records import Record, read_result, resample
 
 # what the runs of one row need not have in common, since it goes with the fold
 BY_FOLD = ("benchmark", "fold", "shots", "weight_sha256", "base_sha256", "list_sha256")
@@ -44,7 +42,8 @@ class Run:
 
 
 def table(
-    folders: Sequence[Path], compared: Sequence[str], style: str, setting: str = "all"
+    folders: Sequence[Path], compared: Sequence[str], style: str, setting: str = "all",
+    names: Sequence[str] = ()
 ) -> str:
     """Returns a table for each benchmark: published rows, our rows, their difference to the paper.
 
@@ -54,71 +53,66 @@ def table(
             for those that go with the fold.
         style: "md", "csv" or "latex".
         setting: which published rows, "strict", "in-context" or "all".
+        names: of each run's row; by default its weight dir, and in what the rows of one differ.
 
     Raises:
         InputError: for runs that cannot stand in one mean, naming what differs.
 
     """
+    if names and len(names) != len(folders):
+        raise InputError(f"names= has {len(names)} names for {len(folders)} runs; name each, the "
+                         "runs of one row alike")
     runs = [read_run(folder) for folder in folders]
     compared = ["episodes", "list", "variant", *(key for key in compared if key not in BY_FOLD)]
-    taken: dict[tuple[str, str, int, int], Run] = {}
-    for run in runs:
-        place = (run.method, run.benchmark, run.fold, run.shots)
-        if (other := taken.setdefault(place, run)) is not run:
-            paths = f"{run.path} and {other.path}"
-            raise InputError(f"{paths} are the same weights, fold and shots; give one")
 
     parts = []
     for benchmark in dict.fromkeys(run.benchmark for run in runs):
-        shown = [run for run in runs if run.benchmark == benchmark]
-        shots = sorted({run.shots for run in shown})
-        folds = max(1, BENCHMARKS[benchmark][2] or max(run.fold for run in shown) + 1)
+        shown = [i for i, run in enumerate(runs) if run.benchmark == benchmark]
+        named = [names[i] for i in shown] if names else ()
+        ours = _sort_into_rows([runs[i] for i in shown], compared, named)
+        shots = sorted({runs[i].shots for i in shown})
+        folds = max(1, BENCHMARKS[benchmark][2] or max(runs[i].fold for i in shown) + 1)
         columns = [*(f"F{fold}" for fold in range(folds)), "mean"]
         header = ["method", *(f"{n}-shot {column}" for n in shots for column in columns), "source"]
 
-        # published rows first, then a few rows for each weight dir
-        rows, theirs, notes = [], {}, []
-        for entry in PUBLISHED:
-            if entry.benchmark != benchmark or setting not in ("all", entry.setting):
-                continue
-            notes += [entry.note] if entry.note else []
-            name = f"{entry.method}, {entry.setting}"
-            theirs[name] = _in_columns(entry.scores, shots, folds)
-            cells = ("" if score is None else f"{score:.1f}" for score in theirs[name])
-            rows.append([name, *cells, entry.source])
-        for method in dict.fromkeys(run.method for run in shown):
-            of_method = [run for run in shown if run.method == method]
-            _check_row(of_method, compared)
-            rows += _our_rows(of_method, theirs, shots, folds)
+        # published rows first, then a few rows of ours for each weight dir
+        published = [entry for entry in PUBLISHED
+                     if entry.benchmark == benchmark and setting in ("all", entry.setting)]
+        rows, notes = [], [entry.note for entry in published if entry.note]
+        for entry in published:
+            scores = _in_columns(entry.scores, shots, folds)
+            cells = ("" if score is None else f"{score:.1f}" for score in scores)
+            rows.append([f"{entry.method}, {entry.setting}", *cells, entry.source])
+        for name, of_row in ours.items():
+            rows += _our_rows(name, of_row, published, shots, folds)
+            notes += [f"{name}: {note}" for note in _row_notes(of_row)]
 
-        notes += [f"ours: {note}" for note in dict.fromkeys(map(_protocol_note, shown))]
+        notes += dict.fromkeys(_protocol_note(run) for of_row in ours.values() for run in of_row)
+        notes = list(map(printable, notes))
+        rows = [list(map(printable, row)) for row in rows]
         parts.append(STYLES[style](benchmark, header, rows, notes))
     return "\n\n".join(parts)
 
 
 def read_run(folder: Path) -> Run:
-    """Reads result.json and episodes.jsonl of an evaluation.
+    """Reads result.json and episodes.jsonl of an evaluation; see `read_result`.
 
     Raises:
-        InputError: where there is no finished evaluation.
+        InputError: where there is no finished evaluation, or its figures are not those of its
+            records.
 
     """
-    result = read_json(folder / "result.json")
+    result, records = read_result(folder)
     named = ("benchmark", "fold", "shots", "miou", "fb_iou", "class_ids")
-    try:
-        lines = (folder / "episodes.jsonl").read_text().splitlines()[: result["episodes"]]
-        records = [json.loads(line) for line in lines]
-        if len(records) != result["episodes"] or result["benchmark"] not in BENCHMARKS:
-            raise ValueError(f"{len(records)} of {result['episodes']} episodes")
-
+    with refuse(f"{folder} is no finished evaluation", KeyError, TypeError, ValueError,
+                AttributeError, cure="run `diffews eval` into it"):
+        if result["benchmark"] not in BENCHMARKS:
+            raise ValueError(f"benchmark is {shorten(result['benchmark'])}")
         return Run(
             **{name: result[name] for name in named}, path=folder, records=records,
             method=_method(Path(str(result["config"]["weight"]))),
             result=result | {"list": _list_name(result)},
             samples=resample(records, result["class_ids"]))
-    except (KeyError, OSError, ValueError, IndexError, TypeError) as error:
-        cure = "run `diffews eval` into it"
-        raise InputError(f"{folder} is no finished evaluation ({error!r}); {cure}") from None
 
 
 def _method(weight: Path) -> str:
@@ -140,6 +134,35 @@ def _list_name(result: dict[str, Any]) -> str:
     return ", ".join(["not the published one", *made])
 
 
+def _sort_into_rows(
+    runs: Sequence[Run], compared: Sequence[str], names: Sequence[str] = ()
+) -> dict[str, list[Run]]:
+    """Sorts a benchmark's runs into rows: by their names, else by weight dir and settings."""
+    rows: dict[str, list[Run]] = {}
+    for name, run in zip(names, runs, strict=False):
+        rows.setdefault(name, []).append(run)
+        _check_row(rows[name], compared)
+
+    unnamed = [] if names else runs
+    for method in dict.fromkeys(run.method for run in unnamed):
+        of_method = [run for run in runs if run.method == method]
+        texts = {key: {str(run.result.get(key)) for run in of_method} for key in compared}
+        differ = [key for key in compared if len(texts[key]) > 1]
+        for run in of_method:
+            said = (f"{key}={shorten(run.result.get(key))}" for key in differ)
+            rows.setdefault(", ".join([method, *said]), []).append(run)
+
+    # a place of the table holds one run
+    for of_row in rows.values():
+        taken: dict[tuple[int, int], Run] = {}
+        for run in of_row:
+            if (other := taken.setdefault((run.fold, run.shots), run)) is not run:
+                paths = f"{run.path} and {other.path}"
+                raise InputError(f"{paths} are the same weights, fold and shots; give one, or "
+                                 "tell them apart with names=")
+    return rows
+
+
 def _check_row(runs: list[Run], compared: Sequence[str]) -> None:
     """Raises InputError for runs that do not go into one row, naming what differs."""
     first, *others = runs
@@ -152,9 +175,9 @@ def _check_row(runs: list[Run], compared: Sequence[str]) -> None:
 
 
 def _our_rows(
-    runs: list[Run], theirs: dict[str, Columns], shots: list[int], folds: int
+    name: str, runs: list[Run], published: Sequence[Published], shots: list[int], folds: int
 ) -> list[Row]:
-    """Returns the row of a weight dir, and its differences to each published row of DiffewS."""
+    """Returns a row of ours, and its differences to the rows of DiffewS that it compares with."""
     # of each number of shots the folds, then their mean, if none of them is missing
     ours: list[Measured | None] = []
     for count in shots:
@@ -166,10 +189,37 @@ def _our_rows(
             mean = (float(np.mean(scores)), np.mean(samples, axis=0))
         ours.append(mean)
 
-    return [
-        [f"{runs[0].method} (ours)", *map(_with_interval, ours), "measured here"],
-        *([f"{runs[0].method} minus {name}", *map(_difference, ours, columns), "difference"]
-          for name, columns in theirs.items() if name.startswith("DiffewS"))]
+    mark = "ours, SAW NOVEL CLASSES" if _seen(runs) else "ours"
+    rows = [[f"{name} ({mark})", *map(_with_interval, ours), "measured here"]]
+    for entry in published:
+        novel_to_both = entry.setting != "strict" or not _seen(runs)
+        if entry.method.startswith("DiffewS") and _is_comparable(runs) and novel_to_both:
+            theirs = _in_columns(entry.scores, shots, folds)
+            rows.append([f"{name} minus {entry.method}, {entry.setting}",
+                         *map(_difference, ours, theirs), "difference"])
+    return rows
+
+
+def _is_comparable(runs: Sequence[Run]) -> bool:
+    """Whether runs are of the published lists, at the published rows' image size."""
+    return all(run.result["list"] == "published" and run.result["image_size"] == IMAGE_SIZE
+               for run in runs)
+
+
+def _seen(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs whose weights were trained on classes that should be novel."""
+    return [run for run in runs if run.result.get("seen_classes")]
+
+
+def _row_notes(runs: Sequence[Run]) -> list[str]:
+    """Says what keeps a row from being read as the published ones are."""
+    notes = [f"fold {run.fold}, {run.shots}-shot: the weights were trained on "
+             f"{len(run.result['seen_classes'])} of the {len(run.class_ids)} novel classes"
+             for run in _seen(runs)]
+    if not _is_comparable(runs):
+        notes.append("no difference to the published rows, which are of the published lists at "
+                     f"image size {IMAGE_SIZE}")
+    return notes
 
 
 def _in_columns(scores: dict[int, FoldScores], shots: list[int], folds: int) -> Columns:
@@ -193,13 +243,14 @@ def _difference(ours: Measured | None, theirs: float | None) -> str:
 
 def _protocol_note(run: Run) -> str:
     episodes, size, name = (run.result.get(key) for key in ("episodes", "image_size", "list"))
-    made = f"{episodes} episodes a fold, image size {size}, list: {name}"
+    made = f"ours: {episodes} episodes a fold, image size {size}, list: {name}"
     quoted = "all other rows are quoted from their source"
     return f"{made}, 95 % bootstrap intervals over episodes; {quoted}"
 
 
 def _markdown(title: str, header: Row, rows: list[Row], notes: list[str]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+             for row in (header, *rows)]
     lines.insert(1, "|" + "---|" * len(header))
     return "\n".join([f"### {title}", "", *lines, "", *(f"- {note}" for note in notes)])
 
@@ -213,7 +264,7 @@ def _csv(title: str, header: Row, rows: list[Row], notes: list[str]) -> str:
 
 def _latex(title: str, header: Row, rows: list[Row], notes: list[str]) -> str:
     head, *body = (
-        " & ".join(re.sub(r"([&%_#])", r"\\\1", cell) for cell in row) + r" \\"
+        " & ".join(re.sub(r"([&%_#${}])", r"\\\1", cell) for cell in row) + r" \\"
         for row in (header, *rows))
     columns = "l" + "r" * (len(header) - 2) + "l"
     return "\n".join([

@@ -252,15 +252,37 @@ def test_four_episodes_grow_to_ten_in_groups_of_three(evaluate, tmp_path):
 
 
 def test_fewer_episodes_of_a_finished_run_are_a_result_of_their_own(
-    finished, evaluate, records, tmp_path
+    run, finished, golden_words, records, tmp_path
 ):
     out = shutil.copytree(finished, tmp_path / "out")
-    evaluate("episodes=5")
+    outcome = run(*golden_words, "episodes=5", f"out={out}")
+    assert outcome.code == 0 and "result_first_5.json" in outcome.out
     assert (out / "episodes.jsonl").read_bytes() == records(16)  # what was computed is kept
-    assert result(out)["episodes"] == 5
-    fresh = evaluate("episodes=5", out=tmp_path / "fresh")
-    for key in ("miou", "fb_iou", "per_class", "miou_interval", "episodes_sha256"):
-        assert result(out)[key] == result(fresh)[key]
+    assert (out / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+    fewer = json.loads((out / "result_first_5.json").read_text())
+    assert fewer["episodes"] == 5 and len(fewer["class_ids"]) == 20
+    by_hand = Scores(range(0, 80, 4))
+    for record in lines(finished)[:5]:
+        by_hand.add(record["class_id"], record["inter"], record["union"])
+    assert fewer["miou"] == pytest.approx(by_hand.miou())
+    assert fewer["fb_iou"] == pytest.approx(by_hand.fb_iou())
+
+
+@pytest.mark.parametrize(
+    ("fold", "trained", "seen"),
+    [(0, {}, 0), (1, {}, 20), (None, {}, 20), (0, {"mix": ["coco20i:1"]}, 20), (None, None, None)],
+)
+def test_weights_that_were_trained_on_the_novel_classes_are_marked(
+    run, finished, golden_words, own_weight, tmp_path, fold, trained, seen
+):
+    record = {"benchmark": "coco20i", "fold": fold, "config": trained, "image_size": 64}
+    (own_weight / "diffews.json").write_text(json.dumps(record if seen is not None else {}))
+    out = shutil.copytree(finished, tmp_path / "out")
+    outcome = run(*golden_words, f"weight={own_weight}", "episodes=16", f"out={out}")
+    assert outcome.code == 0
+    assert ("20 of the 20 novel classes of fold 0" in outcome.err) == bool(seen)
+    found = result(out)["seen_classes"]
+    assert found is None if seen is None else len(found) == seen
 
 
 def test_a_finished_run_is_not_computed_again(finished, evaluate, own_coco, tmp_path):

@@ -216,13 +216,22 @@ def test_another_list_is_refused(refused, copied_run):
 
 
 def test_counts_that_do_not_come_again_are_refused(refused, copied_run):
-    lines = (copied_run / "episodes.jsonl").read_text().splitlines()
-    record = json.loads(lines[2])
-    record["inter"][1] -= 1
-    lines[2] = json.dumps(record)
-    (copied_run / "episodes.jsonl").write_text("\n".join(lines) + "\n")
-    message = refused("figure", f"run={copied_run}", "index=1,2")
-    assert str(copied_run) in message and "episode 2 " in message
+    lines = [json.loads(line) for line in (copied_run / "episodes.jsonl").open()]
+    first, second = next(
+        (a, b)
+        for b in lines
+        for a in lines[: b["index"]]
+        if a["class_id"] == b["class_id"] and a["inter"] != b["inter"]
+    )
+    for part in ("inter", "union"):  # their class's IoU stays as it is
+        first[part], second[part] = second[part], first[part]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (copied_run / "episodes.jsonl").write_text(text)
+    result = json.loads((copied_run / "result.json").read_text())
+    del result["mean_episode_iou"]
+    (copied_run / "result.json").write_text(json.dumps(result))
+    message = refused("figure", f"run={copied_run}", f"index={second['index']}")
+    assert str(copied_run) in message and f"episode {second['index']} " in message
     assert not (copied_run / "figure.png").exists()
 
 

@@ -20,6 +20,7 @@ import diffews
 from diffews.cli.main import main
 from diffews.data.registry import load_benchmark
 from diffews.evaluation.published import PUBLISHED
+from diffews.evaluation.records import summarize
 
 pytest_plugins = ("benchmark_fixtures",)
 
@@ -179,10 +180,39 @@ def cell(value, samples):
     return f"{value:.1f} [{np.percentile(samples, 2.5):.1f}, {np.percentile(samples, 97.5):.1f}]"
 
 
+@pytest.fixture
+def paper_run(tmp_path):
+    """paper_run(fold, shots, **changes): a run of the published list at 512 px, never computed."""
+
+    def call(fold, shots=1, name="coco", **changes):
+        shown = load_benchmark("coco20i", "", fold=fold, shots=shots, splits="builtin", episodes=40)
+        random, records = np.random.default_rng(fold), []
+        for index, episode in enumerate(shown.episodes):
+            class_id, query, supports = episode.names()
+            inter = random.integers(100, 1000, 2)
+            union = inter + random.integers(0, 1000, 2)
+            record = {"index": index, "class_id": class_id, "query": query, "supports": supports}
+            records.append(record | {"inter": inter.tolist(), "union": union.tolist()})
+        out = tmp_path / f"{name}{len(list(tmp_path.iterdir()))}" / f"coco20i_fold{fold}"
+        out.mkdir(parents=True)
+        (out / "episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        about = {"benchmark": "coco20i", "fold": fold, "shots": shots, "image_size": 512}
+        about |= {"config": {"weight": f"weight/{name}_fold{fold}"}, "threshold": 0.25}
+        result = summarize(records, shown.class_names) | about | changes
+        (out / "result.json").write_text(json.dumps(result))
+        return out
+
+    return call
+
+
 # ---- our scores ----
 
 
-def test_folds_mean_and_intervals_are_those_of_the_episodes(table, four_folds):
+@pytest.mark.parametrize("measured", [True, False])
+def test_folds_mean_and_intervals_are_those_of_the_episodes(request, table, paper_run, measured):
+    """Of real runs on another list, and of runs that compare with the published rows."""
+    made = request.getfixturevalue("four_folds") if measured else map(paper_run, range(4))
+    four_folds = list(made)
     hand = [by_hand(folder) for folder in four_folds]
     mean = np.mean([miou for miou, _ in hand])
     samples = np.mean([samples for _, samples in hand], axis=0)
@@ -192,6 +222,10 @@ def test_folds_mean_and_intervals_are_those_of_the_episodes(table, four_folds):
     assert found["method"] == [*(f"1-shot F{fold}" for fold in range(4)), "1-shot mean", "source"]
     ours = [*(cell(*one) for one in hand), cell(mean, samples)]
     assert found["coco (ours)"] == [*ours, "measured here"]
+    if measured:
+        assert not any("minus" in name for name in found)
+        assert "no difference to the published rows" in text
+        return
 
     theirs = [47.7, 56.4, 51.9, 48.7, 51.2]
     ours = [*(miou for miou, _ in hand), mean]
@@ -224,9 +258,7 @@ def test_shots_stand_side_by_side_and_a_missing_fold_leaves_the_mean_empty(table
     hand = {n: by_hand(evaluated(*n)) for n in [(0, 1), (2, 1), (0, 5)]}
     assert ours[:5] == [cell(*hand[0, 1]), "", cell(*hand[2, 1]), "", ""]
     assert ours[5:10] == [cell(*hand[0, 5]), "", "", "", ""]
-    difference = found["coco minus DiffewS, strict"]
-    assert [bool(text) for text in difference[:10]] == [bool(text) for text in ours[:10]]
-    assert difference[5] == f"{hand[0, 5][0] - 52.0:+.1f}"
+    assert not any("minus" in name for name in found)
     assert found["DiffewS, strict"][4:10] == ["51.2", "52.0", "63.0", "54.5", "54.3", "56.0"]
 
 
@@ -314,19 +346,60 @@ def test_an_unknown_format_or_setting_is_refused(refused, evaluated):
         ("episodes=2", "episodes: 3 and 2"),
     ],
 )
-def test_runs_of_other_protocols_are_refused_naming_the_key(refused_table, evaluated, word, says):
+def test_runs_of_other_settings_have_rows_of_their_own(refused, table, evaluated, word, says):
     folders = [evaluated(0), evaluated(1, 1, word)]
-    message = refused_table(*folders)
+    key, one, other = re.match(r"(.*): (.*) and (.*)", says).groups()
+    found = rows(table(folders))
+    first, second = (found[f"coco, {key}={value} (ours)"] for value in (one, other))
+    assert first[0] and not first[1] and second[1] and not second[0]
+    # one name for both is refused
+    runs = f"runs={folders[0]},{folders[1]}"
+    message = refused("table", runs, "names=mine,mine")
     assert says in message and all(str(folder) in message for folder in folders)
 
 
-def test_runs_of_different_shots_must_agree_too(refused_table, evaluated):
-    assert "image_size: 32 and 64" in refused_table(evaluated(0), evaluated(0, 5, "image_size=64"))
+def test_runs_are_named(refused, table, paper_run):
+    runs = [paper_run(0), paper_run(1), paper_run(0, threshold=0.3)]
+    found = rows(table(runs, "names=plain,plain,higher"))
+    assert [bool(cell) for cell in found["plain (ours)"][:5]] == [True, True, False, False, False]
+    assert found["higher (ours)"][0] == found["plain (ours)"][0] and not found["higher (ours)"][1]
+    for words in ("names=one", "names=a,b,c,d"):
+        assert "names=" in refused("table", f"runs={','.join(map(str, runs))}", words)
 
 
-def test_the_published_list_and_another_one_are_not_averaged(
-    refused_table, evaluated, coco, tmp_path
-):
+def test_different_settings_of_the_shots_make_rows_too(table, evaluated):
+    found = rows(table([evaluated(0), evaluated(0, 5, "image_size=64")]))
+    assert {"coco, image_size=32 (ours)", "coco, image_size=64 (ours)"} <= set(found)
+
+
+# ---- what compares with the papers ----
+
+
+@pytest.mark.parametrize(
+    "changes", [{"image_size": 1024}, {"benchmark": "pascal5i"}, {"benchmark": "lvis92i"}]
+)
+def test_other_sizes_and_lists_have_no_difference_to_the_papers(table, paper_run, changes):
+    assert any("minus DiffewS" in name for name in rows(table([paper_run(0)])))
+    text = table([paper_run(0, **changes)])
+    assert "minus" not in text and "no difference to the published rows" in text
+
+
+def test_weights_that_saw_the_novel_classes_are_marked(table, paper_run):
+    text = table([paper_run(0), paper_run(1, seen_classes=["dog"] * 20)])
+    found = rows(text)
+    assert "coco (ours)" not in found and "coco (ours, SAW NOVEL CLASSES)" in found
+    assert "fold 1, 1-shot: the weights were trained on 20 of the 20 novel classes" in text
+    assert "coco minus DiffewS, strict" not in found and "coco minus DiffewS, in-context" in found
+
+
+def test_names_from_data_are_shown_as_text(table, paper_run):
+    for style in ("md", "csv", "latex"):
+        words = [f"format={style}", "names=red\x1b[31m|\u202e"]
+        text = table([paper_run(0)], *words)
+        assert "\x1b" not in text and "\u202e" not in text and "x1b[31m" in text
+
+
+def test_the_published_list_and_another_one_are_not_averaged(table, evaluated, coco, tmp_path):
     shown = load_benchmark("coco20i", tmp_path, fold=0, episodes=3)
     donor = coco / "COCO2014"
     image = next((donor / "val2014").iterdir())
@@ -338,13 +411,13 @@ def test_the_published_list_and_another_one_are_not_averaged(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
     published = evaluated(0, 1, f"data={tmp_path}", "splits=builtin")
-    message = refused_table(published, evaluated(1))
-    assert "list: published and not the published one" in message
+    found = rows(table([published, evaluated(1)]))
+    assert {"coco, list=published (ours)", "coco, list=not the published one (ours)"} <= set(found)
 
 
 @pytest.mark.parametrize("how", ["drawn_shots", "episodes_file"])
 def test_lists_that_were_made_differently_are_not_averaged(
-    run, refused_table, evaluated, coco, tmp_path, how
+    run, table, evaluated, coco, tmp_path, how
 ):
     word = "drawn_shots=3"
     if how == "episodes_file":
@@ -356,7 +429,8 @@ def test_lists_that_were_made_differently_are_not_averaged(
         drawn[30:33].save(file)
         assert json.loads(file.read_text()) != content
         word = f"episodes_file={file}"
-    assert "list" in refused_table(evaluated(0), evaluated(1, 1, word))
+    found = rows(table([evaluated(0), evaluated(1, 1, word)]))
+    assert sum(name.startswith("coco, list=not the published one") for name in found) == 2
 
 
 def test_the_same_run_twice_is_refused(refused_table, evaluated):
@@ -401,6 +475,58 @@ def test_a_run_that_lost_episodes_is_refused(refused_table, copied_run, kept):
 def test_a_damaged_result_is_refused(refused_table, copied_run, change, damage):
     change(copied_run / "result.json", damage)
     assert str(copied_run) in refused_table(copied_run)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[1].update(inter=[-1, 0]),
+        lambda lines: lines[1].update(inter=[1.0, 0]),
+        lambda lines: lines[1].update(inter=[True, 0]),
+        lambda lines: lines[1].update(inter=[10**30, 0], union=[10**30, 0]),
+        lambda lines: lines[1].update(inter=[5, 5], union=[5, 4]),
+        lambda lines: lines[1].update(union=[32 * 32 + 1, 32 * 32 + 1]),
+        lambda lines: lines[1].update(class_id=1),
+        lambda lines: lines[1].update(query=None),
+        lambda lines: lines[1].update(query="another.jpg"),
+        lambda lines: lines[1].update(supports=[]),
+        lambda lines: lines[1].update(inter=lines[1]["union"]),
+        lambda lines: lines.insert(1, lines[0]),
+        lambda lines: lines.append(lines[-1]),
+        lambda lines: lines.reverse(),
+        lambda lines: lines.append({}),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(refused_table, copied_run, damage):
+    file = copied_run / "episodes.jsonl"
+    lines = [json.loads(line) for line in file.open()]
+    damage(lines)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert str(copied_run) in refused_table(copied_run)
+
+
+def test_swapped_episodes_with_new_indices_are_refused(refused_table, copied_run):
+    file = copied_run / "episodes.jsonl"
+    lines = [json.loads(line) for line in file.open()][::-1]
+    lines = [line | {"index": index} for index, line in enumerate(lines)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    message = refused_table(copied_run)
+    assert str(copied_run) in message and "episodes_sha256" in message
+
+
+@pytest.mark.parametrize("key", ["miou", "fb_iou", "per_class", "episodes_sha256"])
+def test_figures_that_are_not_those_of_the_records_are_refused(
+    refused_table, copied_run, change, key
+):
+    wrong = {"miou": 71.3, "fb_iou": float("nan"), "episodes_sha256": "0" * 64}
+
+    def damage(result):
+        names = dict.fromkeys(result["per_class"], 99.9)
+        result[key] = wrong.get(key, names)
+
+    change(copied_run / "result.json", damage)
+    message = refused_table(copied_run)
+    assert str(copied_run) in message and key in message
 
 
 def test_a_truncated_result_or_record_is_refused(refused_table, copied_run):
@@ -549,7 +675,7 @@ def test_the_script_goes_on_after_an_interruption_and_refuses_another_size(
     found = rows(printed)
     ours = found["coco (ours)"]
     assert [bool(text) for text in ours[:10]] == [True, True, False, False, False] * 2
-    assert found["coco minus DiffewS, strict"][0].startswith(("-", "+"))
+    assert not any("minus" in name for name in found)
     for name in ("coco_fold2", "coco_fold3", "incontext"):
         assert f"missing, so left out: {tmp_path / 'weights' / name}" in printed
 
