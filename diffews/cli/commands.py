@@ -123,7 +123,7 @@ def find_fold(config: ListKeys, source: WeightDir) -> int:
         raise InputError(
             f"weight={source.path} does not end in _fold<N>; say which classes are novel with "
             "fold=N")
-    check_fold(config.benchmark, fold)
+    check_fold(config.benchmark, fold, f" (that of weight={source.path}; give fold=N)")
     return fold
 
 

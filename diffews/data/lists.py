@@ -79,5 +79,7 @@ def read_table(folder: Path, name: str) -> tuple[Path, dict[Any, Any]]:
 
 def read_lines(file: Path) -> list[str]:
     """Reads the lines of a text file that are not empty."""
+    if not file.exists():
+        raise InputError(f"{file} does not exist; see datasets/README.md")
     with refuse(f"{file} cannot be read", OSError, ValueError):
         return [line.strip() for line in file.read_text().splitlines() if line.strip()]

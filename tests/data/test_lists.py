@@ -101,3 +101,8 @@ def test_broken_json_is_refused(tmp_path):
     (tmp_path / "fold0.json").write_text('{"0": ["a.jpg"')
     with pytest.raises(InputError, match="fold0.json cannot be read"):
         read(tmp_path)
+
+
+def test_built_in_lists_are_refused_where_there_are_none(refused, tmp_path):
+    words = ("episodes", "benchmark=folder", f"data={tmp_path}", "splits=builtin")
+    assert "splits=builtin" in refused(*words)
