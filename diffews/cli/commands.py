@@ -95,15 +95,14 @@ def run_figure(config: FigureConfig) -> None:
     run = read_run(Path(config.run))
     known = {item.name for item in fields(EvalConfig)}
     values = {k: v for k, v in run.result["config"].items() if k in known}
-    settings = build(EvalConfig, [(f"{run.path}: config", values)])
     for key in ("base", "encoder", "decoder"):  # a result may come from elsewhere
-        if str(getattr(settings, key)).startswith(HUB):
-            found = resolve(getattr(settings, key), may_fetch=False)
-            if not found.is_dir():
+        if str(values.get(key)).startswith(HUB):
+            values[key] = str(resolve(values[key], may_fetch=False))
+            if not Path(values[key]).is_dir():
                 raise InputError(
-                    f"{run.path}: {key}={found} is not in the hub's cache, and what a file names "
-                    "is not fetched")
-            settings = replace(settings, **{key: str(found)})
+                    f"{run.path}: {key}={values[key]} is not in the hub's cache, and what a file "
+                    "names is not fetched")
+    settings = build(EvalConfig, [(f"{run.path}: config", values)])
     source = find_weights(settings.weight or default_weight(run.fold), settings.base)
     size = source.image_size(run.result.get("image_size"))
     dataset = open_test_set(settings, run.fold, size, **settings.list_options())
