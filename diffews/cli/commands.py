@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffews.cli.keys import CHECKOUT, entries_of_scores
+from diffews.cli.keys import CHECKOUT, build, entries_of_scores
 from diffews.cli.settings import (
     BaselinesConfig, BenchmarkKeys, EpisodesConfig, EvalConfig, ListKeys, SegmentConfig,
     TrainConfig)
@@ -20,14 +20,15 @@ from diffews.cli.tool_settings import (
     BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig, InitBaseConfig,
     MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
 from diffews.data.episodes import Benchmark, EpisodeDataset
+from diffews.data.lists import check_names
 from diffews.data.registry import (
     BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names)
 from diffews.errors import InputError, printable
 from diffews.evaluation.segment import find_queries, segment
 from diffews.images.files import find_masks
 from diffews.models.find import (
-    BASE_FILES, DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights,
-    resolve, vae_factor)
+    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights, vae_factor)
+from diffews.models.hub import BASE_FILES, HUB, resolve
 from diffews.runtime.files import check_new
 from diffews.variants import Variant
 
@@ -93,7 +94,15 @@ def run_figure(config: FigureConfig) -> None:
     # the same weights and episodes as in the run; keys that this version lacks are left out
     run = read_run(Path(config.run))
     known = {item.name for item in fields(EvalConfig)}
-    settings = EvalConfig(**{k: v for k, v in run.result["config"].items() if k in known})
+    values = {k: v for k, v in run.result["config"].items() if k in known}
+    for key in ("base", "encoder", "decoder"):  # a result may come from elsewhere
+        if str(values.get(key)).startswith(HUB):
+            values[key] = str(resolve(values[key], may_fetch=False))
+            if not Path(values[key]).is_dir():
+                raise InputError(
+                    f"{run.path}: {key}={values[key]} is not in the hub's cache, and what a file "
+                    "names is not fetched")
+    settings = build(EvalConfig, [(f"{run.path}: config", values)])
     source = find_weights(settings.weight or default_weight(run.fold), settings.base)
     size = source.image_size(run.result.get("image_size"))
     dataset = open_test_set(settings, run.fold, size, **settings.list_options())
@@ -139,6 +148,8 @@ def run_segment(config: SegmentConfig) -> None:
     """Segments pictures of one's own."""
     if not config.bank and not (config.support and config.mask):
         raise InputError("give support= with mask=, or bank=")
+    if config.save_bank is not None:
+        check_names(config.classes, "classes=")  # files of these names are written
     queries = find_queries(config)
     if config.weight is None:
         warnings.warn(

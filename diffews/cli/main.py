@@ -9,7 +9,7 @@ from typing import Any
 from diffews import __version__
 from diffews.cli.commands import COMMANDS
 from diffews.cli.keys import describe, load, summary
-from diffews.errors import InputError, nearest
+from diffews.errors import InputError, nearest, printable, shorten
 
 USAGE = "diffews {} [config=FILE] [key=value ...]"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"diffews: interrupted; {GO_ON.get(words[0], AGAIN)}", file=sys.stderr)
         return 130
 
-    print(f"diffews: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"diffews: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 
@@ -64,7 +64,7 @@ def read_words(words: list[str]) -> tuple[Callable[[Any], int | None], Any]:
         return print, f"diffews {__version__}"
     if command not in COMMANDS:
         close = nearest(command, COMMANDS)
-        raise InputError(f"unknown command {command!r}{close}; see diffews --help")
+        raise InputError(f"unknown command {shorten(repr(command))}{close}; see diffews --help")
 
     config_class, run = COMMANDS[command]
     if {"-h", "--help"}.isdisjoint(words):
