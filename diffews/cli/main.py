@@ -12,7 +12,7 @@ from typing import Any
 from diffews import __version__
 from diffews.cli.commands import COMMANDS
 from diffews.cli.keys import describe, load, summary
-from diffews.errors import InputError, first_line, nearest
+from diffews.errors import InputError, first_line, nearest, printable, shorten
 
 USAGE = "diffews {} [config=FILE] [key=value ...]"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run(config) or 0
     except InputError as error:
         message = str(error)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()
         return 0
     except OSError as error:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"diffews: {'terminated' if is_term else 'interrupted'}; {how}", file=sys.stderr)
         return 143 if is_term else 130
 
-    print(f"diffews: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"diffews: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
 
 
@@ -85,7 +85,7 @@ def read_words(words: list[str]) -> tuple[Callable[[Any], int | None], Any]:
     """Returns what to run and with what: a command with its config, or `print` with a text.
 
     Raises:
-        InputError: for a command or a key that is none.
+        InputError: for an unknown command or key.
 
     """
     command = words[0] if words else "--help"
@@ -95,7 +95,7 @@ def read_words(words: list[str]) -> tuple[Callable[[Any], int | None], Any]:
         return print, f"diffews {__version__}"
     if command not in COMMANDS:
         close = nearest(command, COMMANDS)
-        raise InputError(f"unknown command {command!r}{close}; see diffews --help")
+        raise InputError(f"unknown command {shorten(repr(command))}{close}; see diffews --help")
 
     config_class, run = COMMANDS[command]
     if {"-h", "--help"}.isdisjoint(words):

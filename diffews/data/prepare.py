@@ -105,9 +105,13 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
             f"{file} has {len(content.categories)} categories, not COCO's {len(CLASS_NAMES)}")
 
     value = {category: place for place, category in enumerate(content.categories, start=1)}
-    todo = []
+    todo, names = [], dict[Path, str]()
     for image_id, image in content.images.items():
-        target = folder / f"{Path(image['file_name']).stem}.png"
+        name = image["file_name"]
+        target = folder / f"{Path(name).stem}.png"
+        if (other := names.setdefault(target, name)) != name:
+            raise InputError(f"{file}: the masks of {other!r} and {name!r} would be one file, "
+                             f"{target.name}; rename one")
         shapes = [(value[a["category_id"]], a["segmentation"], a["id"])
                   for a in content.of_image.get(image_id, []) if not a.get("iscrowd")]
         if shapes and not target.is_file():
@@ -131,7 +135,12 @@ def prepare_lvis(root: Path, part: str) -> Path:
                   for image in content["images"]]  # LVIS v1 names pictures by their address
     checked = CocoContent({**content, "images": images}, file)
 
-    table: dict[str, dict[str, Any]] = {name: {} for name in checked.categories.values()}
+    table: dict[str, dict[str, Any]] = {}
+    for category, name in checked.categories.items():
+        if name in table:
+            raise InputError(f"{file}: category {category} has the name {name!r} of another; "
+                             "rename one")
+        table[name] = {}
     for annotation in content["annotations"]:
         of_class = table[checked.categories[annotation["category_id"]]]
         name = checked.images[annotation["image_id"]]["file_name"]
@@ -215,9 +224,17 @@ def _write_class_map(item: tuple[Path, Path]) -> None:
         from scipy.io import loadmat
 
         with refuse(f"{source} holds no GTcls.Segmentation"):  # scipy raises many kinds
-            class_map = loadmat(source)["GTcls"]["Segmentation"][0, 0]
+            class_map = np.asarray(loadmat(source)["GTcls"]["Segmentation"][0, 0])
     else:
         class_map = open_mask(source)
+
+    # a cast would wrap what a byte does not hold: 256 to background
+    is_map = class_map.ndim == 2 and class_map.size and class_map.dtype.kind in "buif"
+    if not is_map:
+        raise InputError(f"{source} holds {class_map.dtype} of shape {class_map.shape}, no mask")
+    wrong = class_map[~((class_map >= 0) & (class_map <= 255) & (class_map % 1 == 0))]
+    if wrong.size:
+        raise InputError(f"{source} holds the value {wrong[0]}; masks hold whole numbers up to 255")
     _save_png(target, class_map.astype(np.uint8))
 
 

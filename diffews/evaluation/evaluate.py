@@ -122,18 +122,18 @@ def _evaluate(
         if done and is_main:
             print(f"diffews: going on from episode {done}", file=sys.stderr)
 
-        # in each round every process takes one group; a GPU computes it while the last is recorded
+        # in each round every process takes one group
         bar = tqdm(total=len(dataset), initial=min(done, len(dataset)), unit="episode",
                    disable=not is_main)
         with bar, says_how_to_go_on(
                 lambda: f"the same command goes on from episode {len(records)}"):
             for _ in range(0, len(groups), world.num_processes):
                 with in_step() as step:
-                    answer(2)
+                    answer(2)  # one ahead: a GPU computes it while the one before is recorded
                     step.mine = _record(answers.popleft(), config, dataset, out) if answers else []
                 records.append([record for part in step.all for record in part], write=is_main)
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)
-                bar.update(len(records) - bar.n)
+                bar.update(min(len(records), len(dataset)) - bar.n)
 
     if not is_main:
         return None
@@ -224,22 +224,22 @@ def _record(
 ) -> list[Record]:
     """Saves the pictures that were asked for, and makes a record of each episode."""
     group, (counts, *swept) = answer.wait().group, answer.counts.tolist()
-    masks, names = answer.masks.numpy(), [name for name, *_ in sweep(config)]
+    masks, thresholds = answer.masks.numpy(), [name for name, *_ in sweep(config)]
 
     records = []
     for row, index in enumerate(dict.fromkeys(group.indices)):  # padding is left out
         if config.save_masks:
             save_image(_mask_file(out, index), masks[row].astype(np.uint8) * 255)
         if index < config.pictures:
-            supports, query, truth = group.shown(row)
-            save_image(_picture_file(out, index), panel(supports, query, masks[row], truth))
+            pairs, query, truth = group.shown(row)
+            save_image(_picture_file(out, index), panel(pairs, query, masks[row], truth))
 
         class_id, query_name, supports = dataset.episodes[index].names()
         record = {"index": index, "class_id": class_id, "query": query_name, "supports": supports,
                   **_counts(counts[row])}
         if swept:
-            each = zip(names, swept, strict=True)
-            record["sweep"] = {name: _counts(counts[row]) for name, counts in each}
+            record["sweep"] = {
+                name: _counts(at[row]) for name, at in zip(thresholds, swept, strict=True)}
         if group.originals:
             picture, truth = group.originals[row], group.query_masks[row].numpy()
             ignore = None if group.query_ignore is None else group.query_ignore[row].numpy()

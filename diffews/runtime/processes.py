@@ -19,7 +19,7 @@ _channels: dict[Any, Any] = {}  # of the default group: the one that objects are
 
 @dataclass
 class Step:
-    """What each process found in a step that all take."""
+    """What the processes found in a step: this one's, and after the step everyone's, by rank."""
 
     mine: Any = None
     all: list[Any] = field(default_factory=list)
@@ -27,7 +27,11 @@ class Step:
 
 @contextmanager
 def in_step() -> Iterator[Step]:
-    """A step that all processes take: what one refuses in it, all refuse; none waits forever."""
+    """A step that all processes take together.
+
+    Inside, each puts what it found into `mine`; at the end `all` holds everyone's. What one
+    refuses, all refuse, so that none waits for another forever.
+    """
     step, error = Step(), None
     try:
         with memory_advice():
