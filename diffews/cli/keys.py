@@ -22,6 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffews.errors import InputError, nearest, shorten
 from diffews.runtime.files import CHECKOUT as CHECKOUT
+from diffews.runtime.files import check_regular
+from diffews.runtime.workers import check_workers
 
 BYTES: Literal["bytes"] = "bytes"
 GROUPS = ("What", "Data", "Model", "Training", "Speed and memory", "Output")  # of keys, in --help
@@ -155,6 +157,7 @@ def _pairs(arguments: Sequence[str], known: Mapping[str, Field]) -> Iterator[tup
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
+    check_regular(file)
     try:
         content = OmegaConf.create(Path(file).read_text().replace("$", DOLLAR))
     except FileNotFoundError:
@@ -221,6 +224,7 @@ def _check(config: Any, known: dict[str, Field]) -> None:
             raise InputError(f"{name}={value} is not a finite number")
         if least is not None and isinstance(value, int | float) and value < least:
             raise InputError(f"{name}={value} must be at least {least}")
+    check_workers(getattr(config, "workers", 0))
 
     # each class checks its keys, and those that it inherits are checked by their class
     for part in type(config).__mro__:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffews.errors import InputError, refuse
+from diffews.runtime.files import check_regular
 
 BUILTIN = Path(__file__).parent / "splits"  # the published lists
 LONGEST = 200  # characters of a name in a list
@@ -76,6 +77,7 @@ def read_plain(file: Path) -> Any:
     """Reads a JSON file, or a pickle of plain data; nothing in it can run."""
     if file.suffix == ".json":
         return read_json_file(file)
+    check_regular(file)
     cure = "only plain lists are read from pickles"
     with refuse(f"{file} is refused", cure=cure), file.open("rb") as stream:
         return _DataUnpickler(stream).load()  # a damaged pickle raises nearly anything
@@ -83,6 +85,7 @@ def read_plain(file: Path) -> Any:
 
 def read_json_file(file: Path) -> Any:
     """Reads a JSON file."""
+    check_regular(file)
     with refuse(f"{file} cannot be read", OSError, ValueError, RecursionError):
         if not file.exists():
             raise InputError(f"{file} does not exist; see datasets/README.md")

@@ -21,6 +21,17 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
         counts as a list, or compressed as COCO does.
     where: what to name in an error: file and annotation.
     """
+    check_segmentation(segmentation, height, width, where)
+    if isinstance(segmentation, list):
+        polygons = coco_mask.frPyObjects(segmentation, height, width)
+        return coco_mask.decode(coco_mask.merge(polygons))
+    code = {"size": [height, width], "counts": segmentation["counts"]}
+    is_list = isinstance(segmentation["counts"], list)
+    return coco_mask.decode(coco_mask.frPyObjects(code, height, width) if is_list else code)
+
+
+def check_segmentation(segmentation: Any, height: int, width: int, where: str) -> None:
+    """Raises InputError unless pycocotools can fill it; see `segmentation_mask`."""
     if isinstance(segmentation, dict):
         size = segmentation.get("size")
         if size not in ([height, width], (height, width)) or "counts" not in segmentation:
@@ -35,9 +46,7 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
                 raise ValueError(f"a run of {runs.min() if runs.min() < 0 else runs.max()} pixels")
             if (total := int(runs.sum())) != height * width:
                 raise ValueError(f"they fill {total}")
-            code = {"size": [height, width], "counts": counts}
-            return coco_mask.decode(
-                coco_mask.frPyObjects(code, height, width) if isinstance(counts, list) else code)
+        return
 
     if not isinstance(segmentation, list) or not segmentation:
         raise InputError(f"{where}: no polygon and no run-length code")
@@ -52,7 +61,6 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
             corners = points.reshape(-1, 2)
             if np.abs(np.diff(corners, axis=0)).max(1).sum() > LONGEST:  # memory goes with it
                 raise ValueError(f"its outline is longer than {LONGEST:g} pixels")
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
 
 
 def union_mask(codes: Iterable[Any], height: int, width: int, where: str) -> np.ndarray:

@@ -18,13 +18,14 @@ from diffews.data.benchmarks.coco20i import CLASS_NAMES, FOLDS, Coco20i
 from diffews.data.benchmarks.coco_json import CocoContent
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
-from diffews.data.polygons import segmentation_mask
+from diffews.data.polygons import check_segmentation, segmentation_mask
 from diffews.errors import InputError, refuse, result_or_error, unwrap
 from diffews.images.files import open_mask
-from diffews.runtime.files import hash_files, open_run, write_atomic
+from diffews.runtime.files import check_run, hash_files, open_run, write_atomic
 from diffews.runtime.locks import one_writer
 from diffews.runtime.workers import begin_worker, watched, worker_advice
 
+SHOWN = 20  # bad annotations that are listed
 GOOD = 0.999  # share of pairs that agree, from which a self-check calls masks right
 Pairs = set[tuple[str, int]]  # (picture, class id)
 
@@ -116,9 +117,21 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
                   for a in content.of_image.get(image_id, []) if not a.get("iscrowd")]
         if shapes and not target.is_file():
             todo.append((target, image["height"], image["width"], shapes))
-    write = functools.partial(_write_mask, rasterizer=rasterizer, where=str(file))
+
     with one_writer(folder):
-        open_run(folder, {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])})
+        identity = {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])}
+        check_run(folder, identity)
+
+        # all that is bad is said at once, and before anything is written
+        faults = [fault for found in run_all(_find_faults, todo, workers, f"read {part}")
+                  for fault in found]
+        if faults:
+            more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            raise InputError(f"{file}: {len(faults)} bad annotation(s): "
+                             f"{'; '.join(faults[:SHOWN])}{more}; correct or remove them")
+
+        open_run(folder, identity)
+        write = functools.partial(_write_mask, rasterizer=rasterizer, where=str(file))
         run_all(write, todo, workers, f"masks of {part}")
 
 
@@ -178,6 +191,8 @@ def prepare_pascal(root: Path, sbd: Path, workers: int) -> int:
 def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int,
             name: str) -> list[Any]:
     """Returns function(item) of every item in order, on `workers` processes, with a bar `name`."""
+    if not items:
+        return []
     if workers < 2 or len(items) < 2:
         return [function(item) for item in tqdm(items, unit="image", desc=name)]
 
@@ -198,6 +213,18 @@ def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int,
                 worker.kill()
             raise
     return results
+
+
+def _find_faults(item: tuple[Path, int, int, list[tuple[int, Any, Any]]]) -> list[str]:
+    """Says which of a picture's shapes cannot be filled, and why; see `_write_mask`."""
+    _, height, width, shapes = item
+    faults = []
+    for _, segmentation, annotation_id in shapes:
+        try:
+            check_segmentation(segmentation, height, width, f"annotation {annotation_id}")
+        except InputError as error:
+            faults.append(str(error))
+    return faults
 
 
 def _write_mask(item: tuple[Path, int, int, list[tuple[int, Any, Any]]], rasterizer: str,

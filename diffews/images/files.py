@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffews.errors import InputError
+from diffews.runtime.files import check_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -15,6 +16,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """Opens an image file; what goes wrong before it is closed names the file."""
+    check_regular(path)
     try:
         with Image.open(path) as image:
             yield image
@@ -23,6 +25,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise InputError(f"{path} is no picture that can be read; replace the file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if getattr(error, "strerror", None):  # of the system's; the file itself may be good
+            raise InputError(f"{path} cannot be opened ({error.strerror})") from None
         raise InputError(f"{path} cannot be decoded ({error}); replace the file") from None
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -80,13 +81,31 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_regular(path: str | Path) -> None:
+    """Raises InputError for what cannot be opened, and for what is there but is no file.
+
+    Reading a FIFO or a device may never end. What is missing is left to whoever opens it.
+    """
+    try:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror})") from None
+    if not is_file:
+        raise InputError(f"{path} is no file but a folder, FIFO or device; replace the file")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file."""
+    check_regular(path)
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); replace or remove it") from None
 
     if not isinstance(content, dict):
@@ -147,6 +166,7 @@ def hash_files(paths: Sequence[Path]) -> str:
     """Returns the sha256 over the files' contents, one after another."""
     digest = hashlib.sha256()
     for path in paths:
+        check_regular(path)
         try:
             with path.open("rb") as file:
                 while chunk := file.read(1 << 24):

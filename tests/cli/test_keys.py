@@ -1,6 +1,7 @@
 """Settings: defaults, then YAML, then key=value; a mistake is one line before anything loads."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -297,3 +298,14 @@ def test_every_file_of_configs_is_valid_for_a_command(file):
         except InputError:
             continue
     assert accepted
+
+
+@pytest.mark.parametrize("command", ["eval", "train", "prepare", "check"])
+def test_more_workers_than_any_use_is_refused(refused, command):
+    words = ["base=b", "out=o"] if command == "train" else []
+    assert "workers=500 must be at most" in refused(command, *words, "workers=500")
+
+
+def test_a_config_that_is_a_fifo_is_not_waited_for(refused, tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    assert f"{tmp_path / 'a.yaml'} is no file" in refused("eval", f"config={tmp_path / 'a.yaml'}")

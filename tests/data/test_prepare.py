@@ -567,6 +567,22 @@ def test_a_run_length_code_that_does_not_fill_the_picture_is_refused(coco2014, r
     assert "annotation 1: the run-length code's counts do not fill" in refused(*coco2014.words)
 
 
+def test_bad_annotations_are_listed_at_once_and_the_corrected_file_goes_through(
+    coco2014, refused, run
+):
+    file = coco2014.root / "annotations" / "instances_val2014.json"
+    good = file.read_bytes()
+    for index in range(23):
+        rewrite(coco2014, bad("segmentation", [[1, 1, 9, 9]], index=index))
+        rewrite(coco2014, bad("iscrowd", 0, index=index))
+    message = refused(*coco2014.words)
+    assert "23 bad annotation(s)" in message and "and 3 more" in message
+    assert message.count("three points") == 20 and str(file) in message
+    assert not coco2014.masks.exists()
+    file.write_bytes(good)
+    assert run(*coco2014.words).code == 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_in_a_worker_is_one_line_too(coco2014, refused, workers):
     rewrite(coco2014, bad("segmentation", [[1, 1, 9, 9]], index=-1))
