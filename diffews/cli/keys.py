@@ -157,8 +157,8 @@ def _pairs(arguments: Sequence[str], known: Mapping[str, Field]) -> Iterator[tup
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
-    check_regular(file)
     try:
+        check_regular(file)
         content = OmegaConf.create(Path(file).read_text().replace("$", DOLLAR))
     except FileNotFoundError:
         raise InputError(f"config={file}: no such file") from None

@@ -25,7 +25,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise InputError(f"{path} is no picture that can be read; replace the file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if getattr(error, "strerror", None):  # of the system's; the file itself may be good
+        if isinstance(error, OSError) and error.strerror:  # of the system's; the file itself may be good
             raise InputError(f"{path} cannot be opened ({error.strerror})") from None
         raise InputError(f"{path} cannot be decoded ({error}); replace the file") from None
 
