@@ -63,3 +63,13 @@ def unwrap(result: Any) -> Any:
     if isinstance(result, InputError | OSError):
         raise result
     return result
+
+
+@contextmanager
+def says_how_to_go_on(say: Callable[[], str]) -> Iterator[None]:
+    """Gives an interrupt the words that the command line answers it with."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (say(),)
+        raise

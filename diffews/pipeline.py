@@ -22,8 +22,8 @@ from diffews.images.masks import Segmentation, check_threshold, quantize, shrink
 from diffews.images.tensors import (
     ImageInput, as_list, as_sets, prepare_image, prepare_images, prepare_mask)
 from diffews.models.attention import SupportBank, TextKeys
-from diffews.models.find import (
-    base_folders, latent_factor, refuse_pickles, resolve, write_record)
+from diffews.models.find import base_folders, latent_factor, refuse_pickles, write_record
+from diffews.models.hub import resolve
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
 from diffews.models.weights import check_parts, hash_tensors, load_text, save_text
@@ -32,7 +32,7 @@ from diffews.variants import Variant
 
 @dataclass
 class DiffewsOutput(BaseOutput):
-    """What the pipeline says of each query, at the query's own size.
+    """What the pipeline says of each query, at the query's own size unless another is asked for.
 
     Attributes:
         masks: list of bool arrays (H_i, W_i).
@@ -101,7 +101,7 @@ class DiffewsPipeline(DiffusionPipeline):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> "DiffewsPipeline":
-        """Loads what `save_pretrained` wrote, from a folder or a hub id; pickles are refused."""
+        """Loads what `save_pretrained` wrote, from a folder or hub:owner/name; no pickles."""
         folder = resolve(str(pretrained_model_name_or_path), ("*",))
         refuse_pickles(folder / "unet", *base_folders(folder))
         return super().from_pretrained(str(folder), text=load_text(folder), **kwargs)
@@ -167,11 +167,10 @@ class DiffewsPipeline(DiffusionPipeline):
             numbers += distinct[batch : batch + len(supports)].tolist()
         if injection.painted is not None:
             numbers += distinct[batch + len(supports) :].tolist()
-        first = {number: place for place, number in reversed(list(enumerate(numbers)))}
-        places = sorted(first.values())
+        order = list(dict.fromkeys(numbers))
+        latents = self.encode_images(pictures[[numbers.index(number) for number in order]])
+        latents = latents[[order.index(number) for number in numbers]]
 
-        latents = self.encode_images(pictures[places])
-        latents = latents[[places.index(first[number]) for number in numbers]]
         features = latents[batch:].split(len(supports))
         return latents[:batch], self._prepare(features, masks, shots)
 

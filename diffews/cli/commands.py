@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffews.cli.keys import CHECKOUT, entries_of_scores
+from diffews.cli.keys import CHECKOUT, build, entries_of_scores
 from diffews.cli.settings import (
     BaselinesConfig, BenchmarkKeys, EpisodesConfig, EvalConfig, ListKeys, SegmentConfig,
     TrainConfig)
@@ -20,6 +20,7 @@ from diffews.cli.tool_settings import (
     BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig, InitBaseConfig,
     MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
 from diffews.data.episodes import Benchmark, EpisodeDataset
+from diffews.data.lists import check_names
 from diffews.data.registry import (
     BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names)
 from diffews.errors import InputError, printable
@@ -27,9 +28,10 @@ from diffews.evaluation.queries import find_queries
 from diffews.evaluation.segment import report, segment
 from diffews.images.files import find_masks
 from diffews.models.find import (
-    BASE_FILES, DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights,
-    resolve, vae_factor)
+    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights, vae_factor)
+from diffews.models.hub import BASE_FILES, HUB, resolve
 from diffews.runtime.files import check_new
+from diffews.runtime.locks import one_writer
 from diffews.variants import Variant
 
 # ---- evaluation ----
@@ -94,7 +96,15 @@ def run_figure(config: FigureConfig) -> None:
     # the same weights and episodes as in the run; keys that this version lacks are left out
     run = read_run(Path(config.run))
     known = {item.name for item in fields(EvalConfig)}
-    settings = EvalConfig(**{k: v for k, v in run.result["config"].items() if k in known})
+    values = {k: v for k, v in run.result["config"].items() if k in known}
+    for key in ("base", "encoder", "decoder"):  # a result may come from elsewhere
+        if str(values.get(key)).startswith(HUB):
+            values[key] = str(resolve(values[key], may_fetch=False))
+            if not Path(values[key]).is_dir():
+                raise InputError(
+                    f"{run.path}: {key}={values[key]} is not in the hub's cache, and what a file "
+                    "names is not fetched")
+    settings = build(EvalConfig, [(f"{run.path}: config", values)])
     source = find_weights(settings.weight or default_weight(run.fold), settings.base)
     size = source.image_size(run.result.get("image_size"))
     dataset = open_test_set(settings, run.fold, size, **settings.list_options())
@@ -124,7 +134,7 @@ def find_fold(config: ListKeys, source: WeightDir) -> int:
         raise InputError(
             f"weight={source.path} does not end in _fold<N>; say which classes are novel with "
             "fold=N")
-    check_fold(config.benchmark, fold)
+    check_fold(config.benchmark, fold, f" (that of weight={source.path}; give fold=N)")
     return fold
 
 
@@ -140,6 +150,8 @@ def run_segment(config: SegmentConfig) -> int:
     """Segments pictures of one's own; 1 if one of them could not be read."""
     if not config.bank and not (config.support and config.mask):
         raise InputError("give support= with mask=, or bank=")
+    if config.save_bank is not None:
+        check_names(config.classes, "classes=")  # files of these names are written
     queries = find_queries(config)
     if config.weight is None:
         warnings.warn(
@@ -148,7 +160,8 @@ def run_segment(config: SegmentConfig) -> int:
     source = find_weights(config.weight or default_weight(0), config.base)
     size = source.image_size(config.image_size)
 
-    count = segment(replace(config, image_size=size), source, queries)
+    with one_writer(Path(config.out)):
+        count = segment(replace(config, image_size=size), source, queries)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
     return 1 if queries.unreadable else 0
@@ -170,15 +183,22 @@ def run_train(config: TrainConfig) -> None:
         dict.fromkeys(sample for samples in benchmark.images.values() for sample in samples))
     validation = None
     if config.validate_every is not None:
+        if config.fold is None and config.validate_on == "novel":
+            raise InputError("validate_on=novel: no class is novel with mix= or fold=null, which "
+                             "train on all; say validate_on=seen, or fold=N")
         split = {"seen": "val", "novel": "test"}[config.validate_on]
         validation = open_test_set(
-            config, config.fold or 0, config.image_size, split=split,
+            config, config.fold, config.image_size, split=split,
             episodes=config.validate_episodes)
         validation.check_files()
+
+    from accelerate import PartialState
 
     from diffews.training.train import train
 
     train(config, benchmark, base, validation)
+    if not PartialState().is_main_process:
+        return
     if config.stop_at is not None and config.stop_at < config.steps:
         print(f"stopped at step {config.stop_at}; resume=latest goes on")
     else:
@@ -218,7 +238,7 @@ def run_episodes(config: EpisodesConfig) -> None:
 
 
 def open_test_set(
-    config: BenchmarkKeys, fold: int, image_size: int, **options: Any
+    config: BenchmarkKeys, fold: int | None, image_size: int, **options: Any
 ) -> EpisodeDataset:
     """Opens the episodes that a config names; options are more arguments of `load_benchmark`."""
     return load_benchmark(
@@ -287,7 +307,8 @@ def run_make_shapes(config: MakeShapesConfig) -> None:
     """Writes the shapes benchmark."""
     from diffews.tools.shapes import make_shapes
 
-    make_shapes(Path(config.out), config.seed)
+    with one_writer(Path(config.out) / "COCO2014", new=True):
+        make_shapes(Path(config.out), config.seed)
     print(f"wrote {config.out}/COCO2014")
 
 
@@ -299,7 +320,8 @@ def run_init_base(config: InitBaseConfig) -> None:
     from diffews.runtime.device import torch_dtype
     from diffews.tools.init_base import init_base
 
-    init_base(config.sd, Path(config.out), torch_dtype(config.dtype), config.allow_bin)
+    with one_writer(Path(config.out), new=True):
+        init_base(config.sd, Path(config.out), torch_dtype(config.dtype), config.allow_bin)
     print(f"wrote {config.out}")
 
 
@@ -310,7 +332,8 @@ def run_export(config: ExportConfig) -> None:
     from diffews.runtime.device import torch_dtype
     from diffews.tools.init_base import export_weights
 
-    export_weights(source, Path(config.out), torch_dtype(config.dtype))
+    with one_writer(Path(config.out), new=True):
+        export_weights(source, Path(config.out), torch_dtype(config.dtype))
     print(f"wrote {config.out}")
 
 
@@ -321,7 +344,8 @@ def run_make_tiny_base(config: TinyBaseConfig) -> None:
 
     from diffews.tools.tiny import make_tiny_base
 
-    make_tiny_base(config, out)
+    with one_writer(out, new=True):
+        make_tiny_base(config, out)
     print(f"wrote {out}")
 
 
@@ -344,7 +368,8 @@ def run_distill_decoder(config: DistillConfig) -> None:
 
     from diffews.tools.distill import distill_decoder
 
-    theirs, ours = distill_decoder(replace(config, blocks=blocks), base, out)
+    with one_writer(out, new=True):
+        theirs, ours = distill_decoder(replace(config, blocks=blocks), base, out)
     print(
         f"wrote {out}: decoding a latent of 16 x 16 takes {ours / 1e6:.1f} million multiply-adds, "
         f"{ours / theirs:.3f} of the VAE's {theirs / 1e6:.1f} million")

@@ -6,10 +6,11 @@ errors.
 """
 
 import math
+import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,10 @@ from omegaconf import MISSING as REQUIRED
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffews.errors import InputError, nearest
+from diffews.errors import InputError, nearest, shorten
 from diffews.runtime.files import CHECKOUT as CHECKOUT
+from diffews.runtime.files import check_regular
+from diffews.runtime.workers import check_workers
 
 BYTES: Literal["bytes"] = "bytes"
 GROUPS = ("What", "Data", "Model", "Training", "Speed and memory", "Output")  # of keys, in --help
@@ -95,25 +98,33 @@ def load(config_class: type[Config], arguments: Sequence[str]) -> Config:
     known = fields_of(config_class)
     files: list[str] = []
     words: dict[str, Any] = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if not equals:
-            raise InputError(f"{argument!r} is not key=value")
+    for name, text in _pairs(arguments, known):
         if name == "config":
             files.append(text)
         else:
-            words[name] = _parse(text.replace("$", DOLLAR), known.get(name))
+            words[name] = _parse(text, known.get(name))
+
+    return build(
+        config_class, [*((file, _read_yaml(file)) for file in files), ("command line", words)])
+
+
+def build(
+    config_class: type[Config], sources: Sequence[tuple[str, Mapping[str, Any]]]
+) -> Config:
+    """Builds a config from values, each source of which has a name; see `load`."""
+    known = fields_of(config_class)
 
     # one value after the other, so that an error can say where the value stands
     merged = OmegaConf.structured(config_class)
-    for source, values in [*((file, _read_yaml(file)) for file in files), ("command line", words)]:
+    for source, values in sources:
         for name, value in values.items():
             if name not in known:
-                raise InputError(f"{source}: unknown key {name!r}{nearest(name, known)}")
+                close = nearest(name, known)
+                raise InputError(f"{source}: unknown key {shorten(repr(name))}{close}")
             try:
-                merged = OmegaConf.merge(merged, {name: value})
+                merged = OmegaConf.merge(merged, {name: _without_dollars(value)})
             except OmegaConfBaseException:
-                wrong = f"{name}={_plain(value)!r} is not {_type_name(known[name])}"
+                wrong = f"{name}={shorten(repr(_plain(value)))} is not {_type_name(known[name])}"
                 raise InputError(f"{source}: {wrong}") from None
 
     for name, item in known.items():
@@ -124,8 +135,30 @@ def load(config_class: type[Config], arguments: Sequence[str]) -> Config:
     return config
 
 
+def _pairs(arguments: Sequence[str], known: Mapping[str, Field]) -> Iterator[tuple[str, str]]:
+    """Yields key and text of `key=value`, `--key=value` and `--key value`."""
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            name = name.replace("-", "_")
+
+        # a switch takes no other word than a truth value
+        is_switch = name in known and _types(known[name])[0] is bool
+        takes_next = bool(words) and not words[0].startswith("--") and (
+            not is_switch or words[0].lower() in ("true", "false"))
+        if not equals and word.startswith("--") and takes_next:
+            equals, text = "=", words.pop(0)
+        if not equals:
+            cure = f"; say {name}={'true' if is_switch else '...'}" if name in known else ""
+            raise InputError(f"{shorten(repr(word))} is not key=value{cure}")
+        yield name, text
+
+
 def _read_yaml(file: str) -> dict[str, Any]:
     try:
+        check_regular(file)
         content = OmegaConf.create(Path(file).read_text().replace("$", DOLLAR))
     except FileNotFoundError:
         raise InputError(f"config={file}: no such file") from None
@@ -136,6 +169,13 @@ def _read_yaml(file: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"config={file} holds no keys")
     return {str(_plain(name)): value for name, value in values.items()}
+
+
+def _without_dollars(value: Any) -> Any:
+    """Hides a text's dollars from omegaconf, which would take ${...} for a reference."""
+    if isinstance(value, list):
+        return [_without_dollars(item) for item in value]
+    return value.replace("$", DOLLAR) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:
@@ -162,7 +202,7 @@ def _parse(text: str, item: Field | None) -> Any:
     kinds = _types(item) if item is not None else (str,)
     if text == "null" and type(None) in kinds:
         return None
-    if kinds[0] is int and str in kinds and text.lstrip("-").isdecimal():  # or a word, as auto
+    if kinds[0] is int and str in kinds and re.fullmatch(r"-?\d{1,18}", text):  # or a word: auto
         return int(text)
     if typing.get_origin(kinds[0]) is list:
         return [word for word in text.split(",") if word]
@@ -173,6 +213,8 @@ def _check(config: Any, known: dict[str, Field]) -> None:
     """Raises InputError for a value that its key or the config's own checks do not take."""
     for name, item in known.items():
         value, kinds = getattr(config, name), _types(item)
+        if any("\0" in str(text) for text in (value if isinstance(value, list) else [value])):
+            raise InputError(f"{name}={value!r} holds a NUL character")
         choices, least = item.metadata["choices"], item.metadata["least"]
         if choices and value not in choices and not (isinstance(value, int) and int in kinds):
             words = ["an integer"] * (int in kinds) + [word for word in choices if word]
@@ -182,6 +224,7 @@ def _check(config: Any, known: dict[str, Field]) -> None:
             raise InputError(f"{name}={value} is not a finite number")
         if least is not None and isinstance(value, int | float) and value < least:
             raise InputError(f"{name}={value} must be at least {least}")
+    check_workers(getattr(config, "workers", 0))
 
     # each class checks its keys, and those that it inherits are checked by their class
     for part in type(config).__mro__:

@@ -90,8 +90,8 @@ class ModelKeys:
         None, "weight dir, which holds unet/unet, unet or config.json; by default "
         "weight/tiny/shapes_fold<fold>", counted_as="weight_sha256")
     base: str | None = model_key(
-        None, "folder or hub id with VAE and text; by default as recorded in, or found beside, the "
-        "weight dir", counted_as="base_sha256")
+        None, "folder or hub:owner/name with VAE and text; by default as recorded in, or found "
+        "beside, the weight dir", counted_as="base_sha256")
     allow_bin: bool = model_key(False, BIN, changes_result=False)
     image_size: int | None = model_key(
         None, "side in pixels, a multiple of the VAE's factor; by default as recorded, else 512",
@@ -253,7 +253,8 @@ class TrainConfig(BenchmarkKeys):
         changes_result=False)
 
     base: str = model_key(
-        REQUIRED, "folder or hub id of a base; its unet/config.json alone starts from nothing",
+        REQUIRED, "folder or hub:owner/name of a base; its unet/config.json alone starts from "
+        "nothing",
         counted_as="base_sha256")
     allow_bin: bool = model_key(False, BIN, changes_result=False)
     image_size: int = model_key(512, "side in pixels, a multiple of the VAE's factor", least=1)

@@ -95,8 +95,8 @@ class InitBaseConfig:
     """
 
     sd: str = model_key(
-        REQUIRED, "folder or hub id of a Stable Diffusion pipeline (unet, vae, text_encoder, "
-        "tokenizer); conv_in_ref is added to its UNet, and the empty prompt encoded")
+        REQUIRED, "folder or hub:owner/name of a Stable Diffusion pipeline (unet, vae, "
+        "text_encoder, tokenizer); conv_in_ref is added to its UNet, and the empty prompt encoded")
     allow_bin: bool = model_key(False, BIN)
     dtype: str = output_key("fp32", "precision in which the base is stored", DTYPES)
     out: str = output_key(REQUIRED, "base to write; must not exist")
@@ -155,7 +155,7 @@ class DistillConfig:
 
     masks: str | None = data_key(
         None, "folder of mask PNGs, searched with its subfolders; by default shapes are drawn")
-    base: str = model_key(REQUIRED, "folder or hub id of the base whose VAE is imitated")
+    base: str = model_key(REQUIRED, "folder or hub:owner/name of the base whose VAE is imitated")
     allow_bin: bool = model_key(False, BIN)
     image_size: int = model_key(
         64, "side of the masks in pixels, a multiple of the VAE's factor; Stable Diffusion: 256")

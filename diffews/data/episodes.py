@@ -234,9 +234,11 @@ class Benchmark(ABC):
     def set_classes(self, names: Sequence[Any], novel: Collection[int] | None = None) -> None:
         """Sets class_names and class_ids; ids are positions in `names`.
 
-        novel: the classes that are held out: the test split has them, the others have the rest.
-            None: all the names are the split's.
+        novel: ids of the classes that are held out: the test split has them, the others have the
+            rest; of none where `holds_out` is false. None: all the names are the split's.
         """
+        if not set(novel or ()) <= set(range(len(names))):
+            raise ValueError(f"novel={novel}: ids are positions in the {len(names)} names")
         self.class_names = {c: str(name) for c, name in enumerate(names)}
         self.class_ids = [c for c in self.class_names
                           if novel is None or (c in novel) == (self.split == "test")]

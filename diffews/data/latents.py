@@ -18,7 +18,7 @@ from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
 from diffews.data.prefetch import stream
 from diffews.data.training import Renderings
 from diffews.errors import InputError, refuse
-from diffews.runtime.files import open_run
+from diffews.runtime.files import check_run, open_run
 
 TODO, DONE, EMPTY = 0, 1, 2  # state of a row; EMPTY: done, and the mask has no pixel
 CHUNK = 1 << 24  # bytes that are written at once
@@ -88,6 +88,12 @@ class LatentCache:
         """Size of latents and masks on disk."""
         return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize
                    for name, (dtype, shape) in self.shapes.items() if name != "state")
+
+    def is_filled(self) -> bool:
+        """Whether everything is there; raises InputError as `prepare` and `open` do."""
+        check_run(self.folder, self.identity)
+        is_there = (self.folder / "state.npy").is_file()
+        return is_there and bool((self.open()["state"] != TODO).all())
 
     def prepare(self) -> None:
         """Makes the folder, or checks that it is this cache's. One process calls it.

@@ -22,15 +22,16 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
     where: what to name in an error: file and annotation.
     """
     check_segmentation(segmentation, height, width, where)
-    if isinstance(segmentation, dict):
-        code = {"size": [height, width], "counts": segmentation["counts"]}
-        return coco_mask.decode(coco_mask.frPyObjects(code, height, width)
-                                if isinstance(code["counts"], list) else code)
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation, list):
+        polygons = coco_mask.frPyObjects(segmentation, height, width)
+        return coco_mask.decode(coco_mask.merge(polygons))
+    code = {"size": [height, width], "counts": segmentation["counts"]}
+    is_list = isinstance(segmentation["counts"], list)
+    return coco_mask.decode(coco_mask.frPyObjects(code, height, width) if is_list else code)
 
 
 def check_segmentation(segmentation: Any, height: int, width: int, where: str) -> float:
-    """Raises InputError for what `segmentation_mask` could not fill; fills nothing.
+    """Raises InputError unless pycocotools can fill it; see `segmentation_mask`.
 
     Returns the area in pixels, roughly: 0 for what marks nothing.
     """

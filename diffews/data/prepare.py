@@ -2,9 +2,11 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from diffews.data.benchmarks.coco20i import CLASS_NAMES, FOLDS, Coco20i
 from diffews.data.benchmarks.coco_json import CocoContent
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import read_json_file
-from diffews.data.polygons import segmentation_mask
+from diffews.data.polygons import check_segmentation, segmentation_mask
 from diffews.errors import InputError, refuse, result_or_error, unwrap
 from diffews.images.files import open_mask
-from diffews.runtime.files import hash_files, open_run, write_atomic
+from diffews.runtime.files import check_run, hash_files, open_run, write_atomic
+from diffews.runtime.locks import one_writer
+from diffews.runtime.workers import begin_worker, watched, worker_advice
 
+SHOWN = 20  # bad annotations that are listed
 GOOD = 0.999  # share of pairs that agree, from which a self-check calls masks right
 Pairs = set[tuple[str, int]]  # (picture, class id)
 
@@ -99,18 +104,35 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
     if len(content.categories) != len(CLASS_NAMES):
         raise InputError(
             f"{file} has {len(content.categories)} categories, not COCO's {len(CLASS_NAMES)}")
-    open_run(folder, {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])})
 
     value = {category: place for place, category in enumerate(content.categories, start=1)}
-    todo = []
+    todo, names = [], dict[Path, str]()
     for image_id, image in content.images.items():
-        target = folder / f"{Path(image['file_name']).stem}.png"
+        name = image["file_name"]
+        target = folder / f"{Path(name).stem}.png"
+        if (other := names.setdefault(target, name)) != name:
+            raise InputError(f"{file}: the masks of {other!r} and {name!r} would be one file, "
+                             f"{target.name}; rename one")
         shapes = [(value[a["category_id"]], a["segmentation"], a["id"])
                   for a in content.of_image.get(image_id, []) if not a.get("iscrowd")]
         if shapes and not target.is_file():
             todo.append((target, image["height"], image["width"], shapes))
-    write = functools.partial(_write_mask, rasterizer=rasterizer, where=str(file))
-    run_all(write, todo, workers, f"masks of {part}")
+
+    with one_writer(folder):
+        identity = {"rasterizer": rasterizer, "annotations_sha256": hash_files([file])}
+        check_run(folder, identity)
+
+        # all that is bad is said at once, and before anything is written
+        faults = [fault for found in run_all(_find_faults, todo, workers, f"read {part}")
+                  for fault in found]
+        if faults:
+            more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            raise InputError(f"{file}: {len(faults)} bad annotation(s): "
+                             f"{'; '.join(faults[:SHOWN])}{more}; correct or remove them")
+
+        open_run(folder, identity)
+        write = functools.partial(_write_mask, rasterizer=rasterizer, where=str(file))
+        run_all(write, todo, workers, f"masks of {part}")
 
 
 def prepare_lvis(root: Path, part: str) -> Path:
@@ -126,14 +148,20 @@ def prepare_lvis(root: Path, part: str) -> Path:
                   for image in content["images"]]  # LVIS v1 names pictures by their address
     checked = CocoContent({**content, "images": images}, file)
 
-    table: dict[str, dict[str, Any]] = {name: {} for name in checked.categories.values()}
+    table: dict[str, dict[str, Any]] = {}
+    for category, name in checked.categories.items():
+        if name in table:
+            raise InputError(f"{file}: category {category} has the name {name!r} of another; "
+                             "rename one")
+        table[name] = {}
     for annotation in content["annotations"]:
         of_class = table[checked.categories[annotation["category_id"]]]
         name = checked.images[annotation["image_id"]]["file_name"]
         entry = of_class.setdefault(name, {"annotations": []})
         entry["annotations"].append({"segmentation": annotation["segmentation"]})
     target = root / f"lvis_{part}.json"
-    write_atomic(target, json.dumps({name: found for name, found in table.items() if found}))
+    with one_writer(root):
+        write_atomic(target, json.dumps({name: found for name, found in table.items() if found}))
     return target
 
 
@@ -154,30 +182,49 @@ def prepare_pascal(root: Path, sbd: Path, workers: int) -> int:
         sources |= found
 
     folder = root / "SegmentationClassAug"
-    folder.mkdir(exist_ok=True)
     pairs = [(sources[name], folder / f"{name}.png") for name in sorted(sources)]
-    run_all(_write_class_map, [p for p in pairs if not p[1].is_file()], workers, "masks")
+    with one_writer(folder):
+        run_all(_write_class_map, [p for p in pairs if not p[1].is_file()], workers, "masks")
     return len(pairs)
 
 
 def run_all(function: Callable[[Any], Any], items: Sequence[Any], workers: int,
             name: str) -> list[Any]:
     """Returns function(item) of every item in order, on `workers` processes, with a bar `name`."""
+    if not items:
+        return []
     if workers < 2 or len(items) < 2:
         return [function(item) for item in tqdm(items, unit="image", desc=name)]
 
-    chunk, results = max(1, min(64, len(items) // workers)), []
-    bar = tqdm(total=len(items), unit="image", desc=name)
-    with ProcessPoolExecutor(workers) as pool, bar:
+    cure, chunk, results = "workers=1 does without", max(1, min(64, len(items) // workers)), []
+    with worker_advice(cure):
+        pool = ProcessPoolExecutor(workers, initializer=begin_worker, initargs=(os.getpid(),))
+    with pool, tqdm(total=len(items), unit="image", desc=name) as bar:
         try:
-            caught = functools.partial(result_or_error, function)
-            for result in pool.map(caught, items, chunksize=chunk):
+            with worker_advice(cure):
+                caught = functools.partial(result_or_error, function)
+                found = pool.map(caught, items, chunksize=chunk)
+            for result in watched(found, cure):
                 results.append(unwrap(result))
                 bar.update()
         except BaseException:  # else the error would be shown when all else is done
             pool.shutdown(cancel_futures=True)
+            for worker in active_children():  # of a pool that did not start whole
+                worker.kill()
             raise
     return results
+
+
+def _find_faults(item: tuple[Path, int, int, list[tuple[int, Any, Any]]]) -> list[str]:
+    """Says which of a picture's shapes cannot be filled, and why; see `_write_mask`."""
+    _, height, width, shapes = item
+    faults = []
+    for _, segmentation, annotation_id in shapes:
+        try:
+            check_segmentation(segmentation, height, width, f"annotation {annotation_id}")
+        except InputError as error:
+            faults.append(str(error))
+    return faults
 
 
 def _write_mask(item: tuple[Path, int, int, list[tuple[int, Any, Any]]], rasterizer: str,
@@ -204,9 +251,17 @@ def _write_class_map(item: tuple[Path, Path]) -> None:
         from scipy.io import loadmat
 
         with refuse(f"{source} holds no GTcls.Segmentation"):  # scipy raises many kinds
-            class_map = loadmat(source)["GTcls"]["Segmentation"][0, 0]
+            class_map = np.asarray(loadmat(source)["GTcls"]["Segmentation"][0, 0])
     else:
         class_map = open_mask(source)
+
+    # a cast would wrap what a byte does not hold: 256 to background
+    is_map = class_map.ndim == 2 and class_map.size and class_map.dtype.kind in "buif"
+    if not is_map:
+        raise InputError(f"{source} holds {class_map.dtype} of shape {class_map.shape}, no mask")
+    wrong = class_map[~((class_map >= 0) & (class_map <= 255) & (class_map % 1 == 0))]
+    if wrong.size:
+        raise InputError(f"{source} holds the value {wrong[0]}; masks hold whole numbers up to 255")
     _save_png(target, class_map.astype(np.uint8))
 
 

@@ -30,15 +30,15 @@ SPLITS = ("test", "train", "val")
 SPLITS_SOURCES = ("auto", "folder", "builtin")
 
 
-def check_fold(benchmark: str, fold: int) -> None:
-    """Raises InputError for a fold that the benchmark does not have."""
+def check_fold(benchmark: str, fold: int, origin: str = "") -> None:
+    """Raises InputError for a fold that the benchmark does not have; origin: who said it."""
     folds = BENCHMARKS[benchmark][2]
     if folds and not 0 <= fold < folds:
-        raise InputError(f"fold={fold}: {benchmark} has the folds 0 to {folds - 1}")
+        raise InputError(f"fold={fold}{origin}: {benchmark} has the folds 0 to {folds - 1}")
 
 
 def load_benchmark(
-    name: str, root: str | Path, fold: int = 0, split: str = "test", shots: int = 1,
+    name: str, root: str | Path, fold: int | None = 0, split: str = "test", shots: int = 1,
     image_size: int = 512, splits: str = "auto", episodes: int | None = None,
     drawn_shots: int | None = None, episodes_file: str | Path | None = None, **options: Any,
 ) -> EpisodeDataset:
@@ -109,6 +109,12 @@ def open_benchmark(name: str, root: str | Path, fold: int | None, split: str, sp
     if split not in SPLITS:
         raise InputError(
             f"split={split!r} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
+
+    if splits not in SPLITS_SOURCES:
+        raise InputError(f"splits={splits!r} is not one of {', '.join(SPLITS_SOURCES)}"
+                         f"{nearest(splits, SPLITS_SOURCES)}")
+    if splits == "builtin" and not cls.builtin_lists:
+        raise InputError(f"splits=builtin: benchmark={name} has no lists that are built in")
 
     given = {key: value for key, value in options.items() if value not in (None, "", [])}
     foreign = sorted(given.keys() - option_names(name))

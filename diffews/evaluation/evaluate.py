@@ -4,24 +4,22 @@ import contextlib
 import dataclasses
 import functools
 import json
+import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from diffews.data.episodes import EpisodeDataset
 from diffews.data.prefetch import stream
-from diffews.errors import InputError
+from diffews.errors import InputError, says_how_to_go_on
 from diffews.evaluation.groups import (
     Answer, count_group, make_groups, read_group, segment_group)
 from diffews.evaluation.metrics import boundary_counts, intersection_and_union
@@ -30,11 +28,11 @@ from diffews.evaluation.seen import seen_classes
 from diffews.images.drawing import panel, save_grid, save_image
 from diffews.models.find import WeightDir, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
-from diffews.runtime.device import (
-    auto_batch, device_name, memory_advice, pick_device, process_device)
+from diffews.runtime.device import auto_batch, device_name, pick_device, process_device
 from diffews.runtime.files import (
     check_run, counted_values, open_run, read_json, versions, write_atomic)
 from diffews.runtime.loading import open_pipeline, settle_fast
+from diffews.runtime.processes import in_step, one_run
 
 if TYPE_CHECKING:
     from diffews.cli.settings import EvalConfig
@@ -60,15 +58,22 @@ def evaluate(
         What result.json holds; None in all processes but the main one.
 
     Raises:
-        InputError: for an `out` of another run, weights that do not load, or pictures that cannot
-            be read.
+        InputError: for an `out` of another run, or that another process writes into, weights that
+            do not load, or pictures that cannot be read.
 
     """
     device = pick_device(config.device)
     world = PartialState(cpu=device.type == "cpu")
-    is_main = world.is_main_process
     device = process_device(world.device) if world.num_processes > 1 else device
-    config = settle_fast(config, device)
+    with one_run(out):
+        return _evaluate(settle_fast(config, device), dataset, source, out, device, world)
+
+
+def _evaluate(
+    config: "EvalConfig", dataset: EpisodeDataset, source: WeightDir, out: Path,
+    device: torch.device, world: PartialState,
+) -> dict[str, Any] | None:
+    is_main = world.is_main_process
     load = functools.cache(functools.partial(open_pipeline, config, source, device, config.threads))
     config = settle_batch(config, dataset, load, device, out)
 
@@ -90,35 +95,45 @@ def evaluate(
               if group[-1] >= done or not all(_is_drawn(config, out, index) for index in group)]
 
     if groups:
-        # bad input is refused before anything loads, and both before anything is written
+        # bad input is refused before anything loads
         read = functools.partial(read_group, dataset, originals=config.extra_metrics)
         read(groups[0])
         pipeline = load()
         if config.kv_sampling is not None:
             pipeline.method.interaction.check_bank_use("kv_sampling=")
-        with in_step():
-            if is_main:
-                open_run(out, identity)
-
-        # in each round every process takes one group; a GPU computes it while the last is recorded
-        start, rounds = time.perf_counter(), range(0, len(groups), world.num_processes)
         own = stream(read, groups[world.process_index :: world.num_processes], config.workers,
                      device.type == "cuda")
         thresholds = [(config.threshold, config.threshold_rule),
                       *((threshold, rule) for _, threshold, rule in sweep(config))]
         answers: deque[Answer] = deque()
+
+        def answer(ahead: int) -> None:
+            while len(answers) < ahead and (group := next(own, None)) is not None:
+                found = segment_group(pipeline, group, config.shots, config.kv_sampling)
+                answers.append(count_group(found, group, thresholds))
+
+        # nothing is written before a first group was answered
+        start = time.perf_counter()
+        with in_step():
+            answer(1)
+        with in_step():
+            if is_main:
+                open_run(out, identity)
+        if done and is_main:
+            print(f"diffews: going on from episode {done}", file=sys.stderr)
+
+        # in each round every process takes one group
         bar = tqdm(total=len(dataset), initial=min(done, len(dataset)), unit="episode",
                    disable=not is_main)
-        with bar:
-            for _ in rounds:
+        with bar, says_how_to_go_on(
+                lambda: f"the same command goes on from episode {len(records)}"):
+            for _ in range(0, len(groups), world.num_processes):
                 with in_step() as step:
-                    while len(answers) < 2 and (group := next(own, None)) is not None:
-                        found = segment_group(pipeline, group, config.shots, config.kv_sampling)
-                        answers.append(count_group(found, group, thresholds))
+                    answer(2)  # one ahead: a GPU computes it while the one before is recorded
                     step.mine = _record(answers.popleft(), config, dataset, out) if answers else []
                 records.append([record for part in step.all for record in part], write=is_main)
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)
-                bar.update(len(records) - bar.n)
+                bar.update(min(len(records), len(dataset)) - bar.n)
 
     if not is_main:
         return None
@@ -146,40 +161,10 @@ def result_file(out: Path, episodes: int) -> Path:
     return whole
 
 
-@dataclass
-class Step:
-    """What each process found in a step that all take."""
-
-    mine: Any = None
-    all: list[Any] = field(default_factory=list)
-
-
-@contextmanager
-def in_step() -> Iterator[Step]:
-    """A step that all processes take: what one refuses in it, all refuse; none waits forever."""
-    step, error = Step(), None
-    try:
-        with memory_advice():
-            yield step
-    except (InputError, OSError) as caught:
-        error = caught
-
-    try:
-        found = gather_object([(step.mine, error)])
-    except RuntimeError:  # gloo: connection closed by peer
-        raise InputError("another process of this run has ended; it says why") from None
-    for _, refusal in found:
-        if refusal is not None:
-            raise refusal
-    step.all = [mine for mine, _ in found]
-
-
 def _open_records(
     out: Path, identity: dict[str, Any], dataset: EpisodeDataset, batch: int
 ) -> Records:
     check_run(out, identity)
-    for partial in [*out.glob(".*.partial"), *out.glob("*/.*.partial")]:  # left by a kill
-        partial.unlink()
     return Records(out / "episodes.jsonl", dataset, batch)
 
 
@@ -240,22 +225,22 @@ def _record(
 ) -> list[Record]:
     """Saves the pictures that were asked for, and makes a record of each episode."""
     group, (counts, *swept) = answer.wait().group, answer.counts.tolist()
-    masks, names = answer.masks.numpy(), [name for name, *_ in sweep(config)]
+    masks, thresholds = answer.masks.numpy(), [name for name, *_ in sweep(config)]
 
     records = []
     for row, index in enumerate(dict.fromkeys(group.indices)):  # padding is left out
         if config.save_masks:
             save_image(_mask_file(out, index), masks[row].astype(np.uint8) * 255)
         if index < config.pictures:
-            supports, query, truth = group.shown(row)
-            save_image(_picture_file(out, index), panel(supports, query, masks[row], truth))
+            pairs, query, truth = group.shown(row)
+            save_image(_picture_file(out, index), panel(pairs, query, masks[row], truth))
 
         class_id, query_name, supports = dataset.episodes[index].names()
         record = {"index": index, "class_id": class_id, "query": query_name, "supports": supports,
                   **_counts(counts[row])}
         if swept:
-            each = zip(names, swept, strict=True)
-            record["sweep"] = {name: _counts(counts[row]) for name, counts in each}
+            record["sweep"] = {
+                name: _counts(at[row]) for name, at in zip(thresholds, swept, strict=True)}
         if group.originals:
             picture, truth = group.originals[row], group.query_masks[row].numpy()
             ignore = None if group.query_ignore is None else group.query_ignore[row].numpy()

@@ -23,7 +23,7 @@ class Group:
         query_rgb, query_masks, query_ignore: [B, 3, H, W], [B, H, W] and [B, H, W] or None.
         support_rgb, support_masks: [B*S, 3, H, W] and [B*S, H, W].
         distinct: [B + 2*B*S], the same number for the same picture: queries, supports, masks.
-        originals: the queries at their own size, if they are asked for.
+        originals: the queries at their own size, each once, if they are asked for.
 
     """
 
@@ -118,6 +118,7 @@ def segment_group(
     else:
         latents, bank = pipeline.encode_episodes(queries, supports, masks, shots, group.distinct)
 
+    # one draw a group, seeded by its first episode: another batch= keeps other tokens
     if kv_sampling is not None:
         generator = torch.Generator().manual_seed(group.indices[0])
         bank = bank.sample(min(kv_sampling, bank.shots), generator)

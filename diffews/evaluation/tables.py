@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffews.data.registry import BENCHMARKS, load_benchmark
+from diffews.data.registry import BENCHMARKS, benchmark_class, load_benchmark
 from diffews.errors import InputError, printable, refuse, shorten
 from diffews.evaluation.metrics import interval
 from diffews.evaluation.published import IMAGE_SIZE, PUBLISHED, FoldScores, Published
@@ -18,7 +18,6 @@ from diffews.evaluation.records import Record, read_result, resample
 
 # what the runs of one row need not have in common, since it goes with the fold
 BY_FOLD = ("benchmark", "fold", "shots", "weight_sha256", "base_sha256", "list_sha256")
-BUILT_IN = ("coco20i", "pascal5i", "fss1000")  # whose published list is known without data
 Row = list[str]
 Columns = list[float | None]  # scores of each number of shots: the folds, then their mean
 Measured = tuple[float, np.ndarray]  # a score in percent, and its bootstrap resamples
@@ -125,7 +124,7 @@ def _method(weight: Path) -> str:
 def _list_name(result: dict[str, Any]) -> str:
     """Says whether the run's episodes are the published ones."""
     benchmark, config = result["benchmark"], result["config"]
-    if benchmark not in BUILT_IN:
+    if not benchmark_class(benchmark).builtin_lists:
         return "from the data folder"
     shown = load_benchmark(benchmark, "", result["fold"], shots=result["shots"], splits="builtin")
     if shown.episodes[: result["episodes"]].sha256 == result["episodes_sha256"]:

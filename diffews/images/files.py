@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from diffews.errors import InputError, first_line
+from diffews.runtime.files import check_regular
 
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # read by pillow-heif
 IMAGE_SUFFIXES = (
@@ -19,6 +20,7 @@ IMAGE_SUFFIXES = (
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """Opens an image file; what goes wrong before it is closed names the file."""
+    check_regular(path)
     try:
         with _open(path) as image:
             yield image
@@ -30,7 +32,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             cure = "install pillow-heif (pip install 'diffews[heif]'), or replace the file"
         raise InputError(f"{path} is no picture that can be read; {cure}") from None
     except Exception as error:  # decoders raise nearly anything
-        if isinstance(error, OSError) and error.errno and not Path(path).is_dir():
+        if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path} cannot be opened ({error.strerror})") from None
         cure = "replace the file"
         raise InputError(f"{path} cannot be decoded ({first_line(error)}); {cure}") from None

@@ -86,12 +86,6 @@ def scores_and_limit(rgb: "Tensor", threshold: float, rule: str) -> "tuple[Tenso
     return scores, threshold * peak
 
 
-def above_threshold(rgb: "Tensor", threshold: float, rule: str) -> "Tensor":
-    """Foreground of scores [B, 3, H, W] in [0, 1] -> bool [B, H, W]; see `scores_and_limit`."""
-    scores, limits = scores_and_limit(rgb, threshold, rule)
-    return scores > limits[:, None, None]
-
-
 @dataclass(frozen=True)
 class Segmentation:
     """What the model says of B queries, at the size (S, S) at which it works.
@@ -105,7 +99,8 @@ class Segmentation:
 
     def masks(self, threshold: float, rule: str) -> "Tensor":
         """Thresholds the scores -> bool [B, S, S]; see `scores_and_limit`."""
-        return above_threshold(self.rgb, threshold, rule)
+        scores, limits = scores_and_limit(self.rgb, threshold, rule)
+        return scores > limits[:, None, None]
 
     def at_sizes(
         self, shapes: Sequence[tuple[int, int]], threshold: float, rule: str

@@ -2,22 +2,20 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffews.errors import InputError, refuse
+from diffews.errors import InputError
+from diffews.models.hub import HUB, resolve
 from diffews.runtime.files import hash_files, read_json, write_atomic
 
 RECORD = "diffews.json"  # written beside trained weights: base, image size, config, versions
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
 
-# what is fetched from the hub
-MODEL_FILES = ("vae/*", "text*", "tokenizer/*")  # evaluation reads these of a base
-BASE_FILES = ("unet/*", "image_encoder/*", *MODEL_FILES)  # and training these
+# what is fetched of a small VAE
 SMALL_VAE_FILES = ("config.json", RECORD, "diffusion_pytorch_model*")
 
 # a module's weights: the first of these that its folder holds
@@ -60,7 +58,7 @@ class WeightDir:
 def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightDir:
     """Finds the UNet in DIR/unet/unet, DIR/unet or DIR, and the base that goes with it.
 
-    weight: the weight dir. base: folder or hub id; where None, as `find_base` finds it.
+    weight: the weight dir. base: folder or hub:owner/name; where None, as `find_base` finds it.
 
     Raises:
         InputError: for a folder that is missing, or in which nothing is found.
@@ -94,13 +92,19 @@ def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> 
     beside = Path(os.path.abspath(folder)).parent  # of a link itself, not of what it points to
     candidates = [beside / "base", beside / DEFAULT_BASE]
     if "base" in record:
-        recorded = folder / record["base"]
-        candidates.insert(0, recorded if recorded.is_dir() else resolve(record["base"]))
+        name = record["base"]
+        if not isinstance(name, str):
+            raise InputError(f"{folder / RECORD}: base is {name!r}, not a folder; give base=DIR")
+        recorded = folder / name
+        is_here = recorded.is_dir() and not name.startswith(HUB)
+        candidates.insert(0, recorded if is_here else resolve(name, may_fetch=False))
     for candidate in candidates:
         if (candidate / "vae").is_dir():
             return check_base(candidate, f"base {candidate}")
 
     nothing = "" if "base" in record else "nothing recorded in the weight dir, "
+    if str(record.get("base")).startswith(HUB):
+        nothing = "what a file names is not fetched; "
     raise InputError(
         f"no base (VAE and text encoder) for {folder}: {nothing}"
         f"tried {', '.join(map(str, candidates))}; give base=DIR")
@@ -121,22 +125,6 @@ def check_base(base: Path, name: str) -> Path:
     if not any(file.is_file() for file in texts):
         raise InputError(f"{name}: neither text.safetensors nor text_encoder/config.json in it")
     return base
-
-
-def resolve(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
-    """Returns a local folder as it is, and fetches a hub id such as `owner/name` from the hub.
-
-    patterns: the files of the hub's repository that are wanted.
-    """
-    path = Path(name)
-    is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not path.parent.exists()
-    if path.exists() or not is_hub_id:
-        return path
-
-    from huggingface_hub import snapshot_download
-
-    with refuse(f"{name} is no folder and could not be fetched from the hub"):
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
 
 
 # ---- sizes ----

@@ -89,7 +89,7 @@ class DiffewsUNet(UNet2DConditionModel):
 
         latents: [B*S, 8, h, w], image latent and mask latent on channels (or [B*S, 4, h, w], where
         the mask enters otherwise); the S supports of one query are neighbours.
-        timestep: 0-d. text: [B*S, tokens, C], or the constant one.
+        timestep: 0-d. text: [1 or B*S, tokens, C], or the constant one with its keys.
         visible: [B*S, 1, h, w], see `SupportBank`.
 
         Returns a bank of B sets of S shots; gradients flow through it.
@@ -120,10 +120,11 @@ class DiffewsUNet(UNet2DConditionModel):
     def segment(
             self, latents: Tensor, timestep: Tensor, text: Tensor | TextKeys,
             bank: SupportBank) -> Tensor:
-        """Runs the query pass: query latents [B, 4, h, w] -> mask latents [B, 4, h, w].
+        """Runs the query pass: latents [B, 4 or 8, h, w] -> minus the UNet's output [B, 4, h, w].
 
-        The model predicts v at zero signal, where the clean latent is minus the output.
-        timestep, text: as in `encode_support`. bank: B support sets, or one for all.
+        In one step, at zero signal, that is the clean latent of the mask, since the model predicts
+        v. timestep: 0-d or [B]. text: [1 or B, tokens, C], or the constant one with its keys.
+        bank: B support sets, or one for all.
         """
         if bank.batch not in (1, latents.shape[0]):
             raise InputError(
@@ -137,7 +138,7 @@ class DiffewsUNet(UNet2DConditionModel):
             text: Tensor | TextKeys, shots: int, visible: Tensor | None = None) -> Tensor:
         """Runs queries and supports in one pass, where both read each other (QKV fusion; 4.1).
 
-        latents: [B, 4, h, w] -> mask latents [B, 4, h, w].
+        latents: [B, 4 or 8, h, w] -> minus the UNet's output [B, 4, h, w].
         support_latents: [B*S, 8 or 4, h, w]; with S = 0 this is the plain UNet.
         timestep: of the queries, 0-d or [B]; supports are clean and take TIMESTEP.
         visible: [B*S, 1, h, w], see `JointPass`.

@@ -14,7 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from diffews.errors import InputError, refuse
 from diffews.models.find import (
-    SMALL_VAE_FILES, check_small_vae, refuse_pickles, resolve, weight_files)
+    SMALL_VAE_FILES, check_small_vae, refuse_pickles, weight_files)
+from diffews.models.hub import resolve
 from diffews.models.token_unet import TokenUNet
 from diffews.models.unet import DiffewsUNet
 from diffews.runtime.files import read_json
@@ -100,7 +101,7 @@ def load_small_vae(
         vae_sha256: str | None = None) -> AutoencoderTiny:
     """Loads an AutoencoderTiny, one part of which stands in for that of the base's VAE.
 
-    folder: folder or hub id with config.json and the weights in the folder itself.
+    folder: folder or hub:owner/name with config.json and the weights in the folder itself.
     part: "encoder" or "decoder". vae: the base's, whose precision it takes.
     vae_sha256: the `hash_vae` of the base, checked where the folder records one.
 

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -22,10 +23,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]  # where configs, datasets and we
 PACKAGES = (
     "torch", "diffusers", "transformers", "accelerate", "numpy", "pillow", "opencv-python-headless")
 
+PARTIAL, LOCK = ".partial", ".lock"  # ends of the names of what is not a result
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a file beside its place and moves it there, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as file:
@@ -40,16 +43,28 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def check_new(out: Path) -> None:
     """Raises InputError if `out` exists; asked before long work, whose end `new_folder` is."""
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise InputError(f"out={out} exists; remove it or give another")
+
+
+def short_name(path: Path) -> str:
+    """Returns as much of a file's name as leaves room for more within a name's 255 bytes."""
+    return os.fsencode(path.name)[:200].decode(errors="ignore")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{short_name(path)}.{os.getpid()}{PARTIAL}")
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Gives a folder to fill, which takes its name only when all went well."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Gives a folder to fill, which takes its name only when all went well.
+
+    Whoever calls it keeps the place to itself; see `diffews.runtime.locks`.
+    """
+    partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had this number
     partial.mkdir()
 
     try:
@@ -66,13 +81,31 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_regular(path: str | Path) -> None:
+    """Raises InputError for what cannot be opened, and for what is there but is no file.
+
+    Reading a FIFO or a device may never end. What is missing is left to whoever opens it.
+    """
+    try:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror})") from None
+    if not is_file:
+        raise InputError(f"{path} is no file but a folder, FIFO or device; replace the file")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file."""
+    check_regular(path)
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); replace or remove it") from None
 
     if not isinstance(content, dict):
@@ -107,8 +140,9 @@ def check_run(out: Path, identity: dict[str, Any]) -> None:
             raise InputError(
                 f"{out} holds another run ({changes}); give another folder, or remove it")
 
-    # a kill may have left .partial files before the run's own file was written
-    elif out.is_dir() and any(not path.name.endswith(".partial") for path in out.iterdir()):
+    # a kill may have left these before the run's own file was written
+    elif out.is_dir() and any(
+            path.name != LOCK and not path.name.endswith(PARTIAL) for path in out.iterdir()):
         raise InputError(
             f"{out} is not empty and holds no run of this program; give another folder")
 
@@ -132,6 +166,7 @@ def hash_files(paths: Sequence[Path]) -> str:
     """Returns the sha256 over the files' contents, one after another."""
     digest = hashlib.sha256()
     for path in paths:
+        check_regular(path)
         try:
             with path.open("rb") as file:
                 while chunk := file.read(1 << 24):

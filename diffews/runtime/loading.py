@@ -55,8 +55,8 @@ def load_pipeline(
         device: torch.device | str = "cpu", allow_bin: bool = False) -> DiffewsPipeline:
     """Loads a weight dir (DIR/unet/unet, DIR/unet or DIR) with its base.
 
-    base: folder or hub id with vae/ and text.safetensors or text_encoder/ + tokenizer/; by default
-    as recorded in the weight dir, else a folder beside it.
+    base: folder or hub:owner/name with vae/ and text.safetensors or text_encoder/ + tokenizer/;
+    by default as recorded in the weight dir, else a folder beside it.
     dtype: of the UNet. The VAE stays in float32 under float16, where Stable Diffusion's overflows.
     allow_bin: whether pickled `.bin` weights may be read (weights only).
 

@@ -5,17 +5,21 @@ from pathlib import Path
 
 import torch
 
+from diffews.errors import InputError
 from diffews.models.find import (
-    BASE_FILES, WeightDir, check_base, refuse_pickles, resolve, weight_files, write_record)
+    WeightDir, check_base, refuse_pickles, weight_files, write_record)
+from diffews.models.hub import BASE_FILES, resolve
 from diffews.models.weights import encode_empty_prompt, load_unet, load_vae, start_unet
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.files import check_new, new_folder
+
+COPIED = ("text_encoder", "tokenizer")  # the reference's own code reads these of a base
 
 
 def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -> None:
     """Writes a base: the UNet with `conv_in_ref`, the VAE, and the empty prompt's embedding.
 
-    sd: folder or hub id of Stable Diffusion 1.x or 2.x.
+    sd: folder or hub:owner/name of Stable Diffusion 1.x or 2.x.
     out: the folder to write, which appears when it is complete; must not exist.
     dtype: in which UNet and VAE are stored. allow_bin: whether pickled weights may be read.
 
@@ -29,12 +33,28 @@ def init_base(sd: str, out: Path, dtype: torch.dtype, allow_bin: bool = False) -
     if not allow_bin:
         refuse_pickles(*(source / part for part in ("unet", "vae", "text_encoder")))
 
+    for part in COPIED:
+        _check_inside(source, source / part)
+
     unet = start_unet(source, dtype)
     pipeline = DiffewsPipeline(unet, load_vae(source, dtype), encode_empty_prompt(source))
     with new_folder(out) as folder:
         pipeline.save_pretrained(folder)
-        for part in ("text_encoder", "tokenizer"):  # the reference's own code reads these
+        for part in COPIED:
             shutil.copytree(source / part, folder / part)
+
+
+def _check_inside(source: Path, part: Path) -> None:
+    """Raises InputError for a link that leads out of the folder: the copy would hold its target."""
+    roots = [source.resolve()]
+    if roots[0].parent.name == "snapshots":  # of the hub's cache, which links into its blobs
+        roots.append(roots[0].parents[1] / "blobs")
+    for file in (part, *part.rglob("*")):
+        target = file.resolve()
+        if not any(target.is_relative_to(root) for root in roots):
+            raise InputError(f"{file} is a link out of {source}; put the file itself there")
+        if not (target.is_file() or target.is_dir()):
+            raise InputError(f"{file} is neither file nor folder; remove it")
 
 
 def export_weights(source: WeightDir, out: Path, dtype: torch.dtype) -> None:

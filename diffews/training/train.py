@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available
-from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
+from accelerate import PartialState
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
@@ -24,7 +22,7 @@ from diffews.data.latents import LatentCache
 from diffews.data.prefetch import stream
 from diffews.data.training import (
     BatchReader, EpisodeReader, PixelReader, Renderings, TrainingBatch, TrainingEpisodes)
-from diffews.errors import InputError, first_line
+from diffews.errors import InputError, says_how_to_go_on
 from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores
 from diffews.images.drawing import panel, save_image
@@ -35,10 +33,11 @@ from diffews.models.weights import check_parts, load_text, load_unet, load_vae, 
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import process_device
 from diffews.runtime.files import check_run, counted_values, hash_files, open_run, versions
-from diffews.training import LR_END
+from diffews.runtime.processes import in_step, one_run, together
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
 from diffews.training.checkpoints import (
     list_checkpoints, load_state, save_checkpoint, save_weight_dir)
+from diffews.training.engine import is_on_cpu, make_accelerator, make_schedule
 from diffews.training.log import StepLog
 from diffews.training.step import StepInput, TrainingStep, encode_batch, encode_moments
 from diffews.variants import Variant
@@ -65,12 +64,14 @@ def train(
         validation: episodes that are evaluated on the way, if any.
 
     Raises:
-        InputError: for an `out` of another run, parts that do not load or fit, a loss that is not
-            finite, or a GPU that is too small.
+        InputError: for an `out` of another run, or that another process writes into, parts that do
+            not load or fit, a loss that is not finite, or a GPU that is too small.
 
     """
+    PartialState(cpu=is_on_cpu(config))
     try:
-        Trainer(config, benchmark, base).run(validation)
+        with one_run(Path(config.out)), together():
+            Trainer(config, benchmark, base).run(validation)
     except torch.OutOfMemoryError:
         raise InputError(OUT_OF_MEMORY) from None
 
@@ -127,14 +128,6 @@ class Trainer:
         self.module, self.optimizer = self.accelerator.prepare(step, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema) if config.ema else None
 
-        # the folder is made now that everything is known to load
-        if self.accelerator.is_main_process:
-            open_run(self.out, self.identity)
-            for class_id in self.episodes.skipped:
-                name = f"class {class_id} ({benchmark.class_names[class_id]})"
-                print(f"{name} has fewer than two pictures and is skipped", file=sys.stderr)
-        self.accelerator.wait_for_everyone()
-
     @functools.cached_property  # it hashes gigabytes at full size
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that it goes on with."""
@@ -165,6 +158,11 @@ class Trainer:
             raise InputError(f"out={self.out} holds checkpoints of this run; "
                              "say resume=latest, or give another out=")
 
+        if accelerator.is_main_process:
+            for class_id in self.episodes.skipped:
+                name = f"class {class_id} ({self.benchmark.class_names[class_id]})"
+                print(f"{name} has fewer than two pictures and is skipped", file=sys.stderr)
+
         # the batches of this process, from where the run stands
         last = min(config.steps, config.stop_at or config.steps)
         micro_steps = range(self.step * config.accumulate, last * config.accumulate)
@@ -172,17 +170,18 @@ class Trainer:
         batches = stream(reader.read, micro_steps, config.workers)
         episodes = config.batch * config.accumulate * accelerator.num_processes  # of a step
 
-        is_main = accelerator.is_main_process
-        log = StepLog(self.out / "log.jsonl", self.step) if is_main else None
-        shown_config = {name: str(value) for name, value in dataclasses.asdict(config).items()}
-        accelerator.init_trackers("diffews", config=shown_config)
+        is_main, first = accelerator.is_main_process, self.step
+        log: StepLog | None = None
         bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not is_main)
-        with bar:
+        with bar, says_how_to_go_on(self.how_to_go_on):
             while self.step < last:
                 start, rate = time.perf_counter(), float(self.schedule.get_last_lr()[0])
                 loss = self.optimizer_step(batches)
                 speed = episodes / (time.perf_counter() - start)
 
+                # nothing is written before a first step was taken
+                if self.step == first + 1:
+                    log = self.begin(first)
                 bar.set_postfix({"loss": f"{loss:.4f}", "lr": f"{rate:.1e}",
                                  "episodes/s": f"{speed:.1f}"}, refresh=False)
                 bar.update()
@@ -201,11 +200,33 @@ class Trainer:
                                   f"on {len(validation)} episodes of {classes} classes")
                     accelerator.wait_for_everyone()
 
-        if self.step == config.steps and log is not None:
+        if self.step == config.steps and is_main:
+            log = log or StepLog(self.out / "log.jsonl", self.step)
             save_weight_dir(self.out, self.published(), self.record())
             if log.losses:
                 log.save_curve(self.out / "loss.png")
         accelerator.end_training()
+
+    def begin(self, step: int) -> StepLog | None:
+        """Makes the folder that of this run; returns its log, which goes on after so many steps.
+
+        Only the main process has one.
+        """
+        is_main, config = self.accelerator.is_main_process, dataclasses.asdict(self.config)
+        with in_step():
+            if is_main:
+                open_run(self.out, self.identity)
+        shown_config = {name: str(value) for name, value in config.items()}
+        self.accelerator.init_trackers("diffews", config=shown_config)
+        return StepLog(self.out / "log.jsonl", step) if is_main else None
+
+    def how_to_go_on(self) -> str:
+        """What to do after an interrupt."""
+        checkpoints = list_checkpoints(self.out)
+        if not checkpoints:
+            return "no checkpoint was written yet; the same command starts again"
+        step = checkpoints[-1].name.removeprefix("checkpoint-")
+        return f"the same command with resume=latest goes on from step {step}"
 
     def episode_reader(self) -> EpisodeReader:
         """What reads episodes: the disk, or the latent cache, which is filled first."""
@@ -216,14 +237,20 @@ class Trainer:
         cache = LatentCache(
             Path(config.cache), self.benchmark, config.image_size, self.renderings,
             hash_vae(self.base), self.latent, str(self.vae.dtype))
-        if accelerator.is_main_process:
-            cache.prepare()
-        accelerator.wait_for_everyone()
+        with in_step() as step:  # several runs may read one that is filled
+            step.mine = cache.is_filled()
+        if all(step.all):
+            return cache
 
         # each process encodes its share
-        encode = functools.partial(encode_moments, self.vae)
-        cache.fill(encode, config.workers, accelerator.process_index, accelerator.num_processes)
-        accelerator.wait_for_everyone()
+        with one_run(cache.folder):
+            with in_step():
+                if accelerator.is_main_process:
+                    cache.prepare()
+            encode = functools.partial(encode_moments, self.vae)
+            with in_step():
+                cache.fill(encode, config.workers, accelerator.process_index,
+                           accelerator.num_processes)
         return cache
 
     def batch_reader(self, reader: EpisodeReader) -> BatchReader:
@@ -345,42 +372,5 @@ class Trainer:
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
         self.step = state["step"]
-
-
-def make_accelerator(config: "TrainConfig", out: Path) -> Accelerator:
-    """Sets up accelerate: processes, mixed precision, accumulation, tracker.
-
-    Raises:
-        InputError: for a precision that the device lacks, or a tracker that is not installed.
-
-    """
-    dtype, on_cpu = config.dtype, config.device == "cpu" or not torch.cuda.is_available()
-    if dtype == "auto":
-        dtype = "fp32" if on_cpu else "fp16"
-    if dtype == "fp16" and on_cpu:
-        raise InputError("dtype=fp16 needs a GPU; on the CPU use dtype=fp32 or bf16")
-    if config.tracker == "tensorboard" and not is_tensorboard_available():
-        raise InputError("tracker=tensorboard needs tensorboard; "
-                         "install it with pip install 'diffews[tensorboard]'")
-
-    try:
-        return Accelerator(
-            mixed_precision="no" if dtype == "fp32" else dtype,
-            gradient_accumulation_steps=config.accumulate, cpu=config.device == "cpu",
-            log_with=None if config.tracker == "none" else config.tracker, project_dir=out)
-    except (ValueError, ImportError) as error:
-        reason = first_line(error)
-        raise InputError(f"dtype={config.dtype}, tracker={config.tracker}: {reason}") from None
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer, config: "TrainConfig"
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear decay to 1e-7 as in the reference, or one cycle; both are stepped once a step."""
-    if config.schedule == "one_cycle":  # beta1 moves against the rate, between 0.85 and 0.95
-        rise = 0.1 if config.warmup is None else config.warmup
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.lr, config.steps + 1, pct_start=rise)
-    warmup = round((config.warmup or 0) * config.steps)
-    return get_polynomial_decay_schedule_with_warmup(
-        optimizer, warmup, config.steps, lr_end=LR_END, power=1.0)
+        if self.accelerator.is_main_process:
+            print(f"diffews: going on from step {self.step}", file=sys.stderr)

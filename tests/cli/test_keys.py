@@ -1,6 +1,7 @@
 """Settings: defaults, then YAML, then key=value; a mistake is one line before anything loads."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from diffews import InputError
 from diffews.cli.commands import COMMANDS
 from diffews.cli.keys import CHECKOUT, REQUIRED, describe, key, load
 from diffews.cli.settings import EpisodesConfig, EvalConfig, SegmentConfig
+from diffews.data.lists import read_json_file
+from diffews.runtime.files import read_json
 
 CONFIG_CLASSES = [config_class for config_class, _ in COMMANDS.values()]
 
@@ -166,6 +169,44 @@ def test_a_wrong_value_is_one_line_that_names_key_and_value(word, says):
     assert "\n" not in str(error.value)
 
 
+def test_options_in_other_programs_ways_are_read_as_key_value():
+    words = ["--shots", "5", "--out=a=b", "--image-size", "64", "--save_masks", "true", "fold=1"]
+    config = load(EvalConfig, words)
+    assert (config.shots, config.out, config.image_size) == (5, "a=b", 64)
+    assert config.save_masks and config.fold == 1
+
+
+@pytest.mark.parametrize("words", [["fast"], ["--fast"], ["--fast", "out=x"], ["--fast", "--tf32"]])
+def test_a_switch_alone_is_answered_with_what_to_say(words):
+    with pytest.raises(InputError, match="fast' is not key=value; say fast=true"):
+        load(EvalConfig, words)
+
+
+@pytest.mark.parametrize("word", ["shots", "batch", "threshold", "fold", "out", "benchmark"])
+def test_numbers_of_5000_digits_and_nul_are_one_line(word, tmp_path):
+    for text in ("9" * 5000, "a\0b", "-" * 5000):
+        if word != "out" or "\0" in text:
+            with pytest.raises(InputError, match=f"{word}=") as error:
+                load(EvalConfig, [f"{word}={text}"])
+            assert "\n" not in str(error.value)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{word}: {'9' * 5000}")
+    with pytest.raises(InputError, match=f"{word}|is no YAML file"):
+        load(EvalConfig, [f"config={file}"])
+
+
+@pytest.mark.parametrize("deep", ["[" * 10_000, "[" * 10_000 + "]" * 10_000])
+def test_yaml_and_json_that_are_nested_deep_are_one_line(deep, tmp_path):
+    file = tmp_path / "deep.json"
+    file.write_text(deep)
+    for read in (read_json, read_json_file):
+        with pytest.raises(InputError, match=f"{file.name} cannot be read") as error:
+            read(file)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="deep.json"):
+        load(EvalConfig, [f"config={file}"])
+
+
 def test_wrong_types_in_a_file_are_refused(tmp_path):
     file = tmp_path / "mine.yaml"
     for content, says in (
@@ -257,3 +298,14 @@ def test_every_file_of_configs_is_valid_for_a_command(file):
         except InputError:
             continue
     assert accepted
+
+
+@pytest.mark.parametrize("command", ["eval", "train", "prepare", "check"])
+def test_more_workers_than_any_use_is_refused(refused, command):
+    words = ["base=b", "out=o"] if command == "train" else []
+    assert "workers=500 must be at most" in refused(command, *words, "workers=500")
+
+
+def test_a_config_that_is_a_fifo_is_not_waited_for(refused, tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    assert f"{tmp_path / 'a.yaml'} is no file" in refused("eval", f"config={tmp_path / 'a.yaml'}")

@@ -20,8 +20,8 @@ from diffews.cli.keys import (
     speed_key,
     training_key,
 )
-from diffews.cli.settings import EvalConfig, TrainConfig
-from diffews.data.registry import load_benchmark, open_benchmark
+from diffews.cli.settings import BenchmarkKeys, EvalConfig, TrainConfig
+from diffews.data.registry import BENCHMARKS, load_benchmark, open_benchmark, option_names
 from diffews.evaluation.evaluate import run_identity
 from diffews.evaluation.tables import BY_FOLD
 from diffews.models.find import find_weights
@@ -144,3 +144,8 @@ def test_a_table_row_compares_what_changes_scores_but_for_what_a_fold_brings():
         "ensemble kv_sampling"
     )
     assert set(entries_of_scores(EvalConfig)) == {*names.split(), *BY_FOLD}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_what_a_benchmark_takes_is_a_key(name):
+    assert option_names(name) <= BenchmarkKeys().options().keys()

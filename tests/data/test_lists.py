@@ -6,7 +6,9 @@ import pickle
 import pytest
 
 from diffews import InputError
-from diffews.data.lists import read_class_lists, read_plain
+from diffews.data.lists import check_names, read_class_lists, read_plain
+
+pytest_plugins = ("benchmark_fixtures",)
 
 LISTS = {0: ["a.jpg", "b.jpg"], 4: ["c.jpg"]}
 BUILTIN = {0: ["built in"]}
@@ -101,3 +103,42 @@ def test_broken_json_is_refused(tmp_path):
     (tmp_path / "fold0.json").write_text('{"0": ["a.jpg"')
     with pytest.raises(InputError, match="fold0.json cannot be read"):
         read(tmp_path)
+
+
+def test_built_in_lists_are_refused_where_there_are_none(refused, tmp_path):
+    words = ("episodes", "benchmark=folder", f"data={tmp_path}", "splits=builtin")
+    assert "splits=builtin" in refused(*words)
+
+
+# ---- names that lead elsewhere ----
+
+ELSEWHERE = ["../a.jpg", "a/../../b.jpg", "/etc/a.jpg", "..", "", ".", "a/"]
+
+
+@pytest.mark.parametrize("name", [*ELSEWHERE, "a\0b", "\ud800", "x" * 999])
+def test_a_name_that_is_no_file_of_the_folder_is_refused(name, tmp_path):
+    with pytest.raises(InputError, match="here: the name"):
+        check_names(["a.jpg", name], "here")
+    (tmp_path / "fold0.json").write_text(json.dumps({0: ["a.jpg", name]}))
+    with pytest.raises(InputError, match=r"fold0.json: the name"):
+        read(tmp_path)
+
+
+def test_names_of_files_in_folders_are_taken():
+    check_names(["a.jpg", "a/b.jpg", "a..b", "...jpg", ".hidden", "ä 1.png", "val2014/x"], "here")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/secret"])
+def test_no_list_of_a_benchmark_leads_out_of_its_folder(name, own_bench, refused_list, change):
+    lists = own_bench("VOC2012") / "splits" / "val" / "fold0.txt"
+    lists.parent.mkdir(parents=True, exist_ok=True)
+    lists.write_text(f"{name}__01\n")
+    assert f"{lists}: the name {name!r}" in refused_list("pascal5i", lists.parents[3])
+
+    lists = own_bench("FSS-1000") / "splits" / "test.txt"
+    lists.write_text(f"{name}\n")
+    assert f"{lists}: the name {name!r}" in refused_list("fss1000", lists.parents[2])
+
+    table = own_bench("LVIS") / "lvis_val.pkl"
+    change(table, lambda content: next(iter(content.values())).update({name: {}}))
+    assert f"{table}: the name {name!r}" in refused_list("lvis92i", table.parents[1])

@@ -487,6 +487,21 @@ BAD_CONTENT = {
     ),
     "no size": (lambda c: c["images"][2].pop("width"), "images[2] lacks the key 'width'"),
     "a size that is none": (bad("height", 0, part="images"), "image 1000 has the width and height"),
+    "a size that no picture has": (
+        bad("height", 65_501, part="images"),
+        "image 1000 has the width and height",
+    ),
+    "more pixels than are read": (
+        lambda c: c["images"][0].update(height=60_000, width=60_000),
+        "image 1000 has the width and height",
+    ),
+    "a size that is true": (bad("height", True, part="images"), "image 1000 has the width"),
+    "no name": (bad("file_name", "", part="images"), "image 1000 has the file_name ''"),
+    "a name that is too long": (bad("file_name", "x" * 300, part="images"), "image 1000 has the"),
+    "one stem in two folders": (
+        lambda c: c["images"][1].update(file_name=f"b/{c['images'][0]['file_name']}"),
+        "would be one file, COCO_val2014_000000001000.png",
+    ),
     "a dangling picture": (bad("image_id", 77), "image_id 77, which is not there"),
     "a dangling class": (bad("category_id", 777), "category_id 777, which is not there"),
     "an id that is a list": (bad("image_id", [1]), "image_id [1], which is not there"),
@@ -550,6 +565,22 @@ def test_a_run_length_code_that_does_not_fill_the_picture_is_refused(coco2014, r
 
     rewrite(coco2014, change)
     assert "annotation 1: the run-length code's counts do not fill" in refused(*coco2014.words)
+
+
+def test_bad_annotations_are_listed_at_once_and_the_corrected_file_goes_through(
+    coco2014, refused, run
+):
+    file = coco2014.root / "annotations" / "instances_val2014.json"
+    good = file.read_bytes()
+    for index in range(23):
+        rewrite(coco2014, bad("segmentation", [[1, 1, 9, 9]], index=index))
+        rewrite(coco2014, bad("iscrowd", 0, index=index))
+    message = refused(*coco2014.words)
+    assert "23 bad annotation(s)" in message and "and 3 more" in message
+    assert message.count("three points") == 20 and str(file) in message
+    assert not coco2014.masks.exists()
+    file.write_bytes(good)
+    assert run(*coco2014.words).code == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -695,6 +726,7 @@ def test_episodes_run_on_the_prepared_lvis(lvis, run, tmp_path, picture):
             lambda c: c["categories"].append(c["categories"][0]),
             "the id 20 stands twice in categories",
         ),
+        (lambda c: c["categories"][0].update(name="train_class_01"), "'train_class_01'"),
     ],
 )
 def test_a_wrong_lvis_file_is_refused_and_nothing_is_written(lvis, refused, tmp_path, edit, words):
@@ -819,3 +851,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(coco2014, refused):
         pytest.skip("root writes anywhere")
     (coco2014.root / "annotations").chmod(0o500)
     assert str(coco2014.masks) in refused(*coco2014.words)
+
+
+@pytest.mark.parametrize("value", [256, -1, 1.5, np.nan])
+def test_values_that_are_no_class_are_refused_by_file(voc, refused, value):
+    from scipy.io import savemat
+
+    file, truth = voc.sbd / "cls" / "2008_000002.mat", np.full((30, 40), value)
+    savemat(file, {"GTcls": {"Segmentation": truth}})
+    assert f"{file} holds the value {value}" in refused(*voc.words)
+    assert not (voc.masks / file.with_suffix(".png").name).exists()
+
+
+def test_a_mask_png_of_16_bits_is_refused_where_it_holds_more_than_255(voc, refused):
+    file = voc.root / "SegmentationClass" / "2007_000033.png"
+    Image.fromarray(np.full((30, 40), 300, np.uint16)).save(file)
+    assert f"{file} holds the value 300" in refused(*voc.words)

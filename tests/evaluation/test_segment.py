@@ -298,3 +298,12 @@ def test_a_full_disk_leaves_no_half_picture(refused, words, largest_file, tmp_pa
     with largest_file(50):
         assert "free some space" in refused(*words)
     assert not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../owl", "/tmp/owl", "a/../../owl"])
+def test_the_name_of_a_class_leads_to_no_bank_elsewhere(refused, words, pictures, tmp_path, name):
+    support, mask = pictures / "support.png", pictures / "mask.png"
+    more = [f"support={support},{support}", f"mask={mask},{mask}", f"classes={name},newt"]
+    message = refused(*words, *more, f"save_bank={tmp_path / 'banks'}")
+    assert f"classes=: the name {name!r}" in message
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,5 +1,8 @@
 """Pictures as arrays: every mode that files come in, damaged files, and the reference's resize."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -125,3 +128,22 @@ def test_a_folder_lists_its_pictures_by_name(picture, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "folder.jpg").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG", "c.webp"]
+
+
+def test_a_fifo_or_a_device_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", Path("/dev/zero"), tmp_path):
+        with pytest.raises(InputError, match=f"{path} is no file"):
+            open_rgb(path)
+
+
+def test_a_file_that_the_system_cannot_open_is_not_called_broken(tmp_path, picture, monkeypatch):
+    picture(0).save(tmp_path / "a.png")
+
+    def too_many(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", too_many)
+    with pytest.raises(InputError) as error:
+        open_rgb(tmp_path / "a.png")
+    assert "Too many open files" in str(error.value) and "replace" not in str(error.value)

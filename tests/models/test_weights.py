@@ -18,9 +18,9 @@ from diffews.models.find import (
     RECORD,
     find_weights,
     hash_weights,
-    resolve,
     weight_files,
 )
+from diffews.models.hub import resolve
 from diffews.models.weights import (
     empty_prompt_ids,
     encode_empty_prompt,
@@ -241,20 +241,60 @@ def test_a_missing_base_is_refused(weight, tmp_path):
         find_weights(weight, tmp_path / "none")
 
 
-def test_a_hub_id_is_fetched(weight, base, monkeypatch):
+@pytest.fixture
+def hub(base, monkeypatch):
+    """What the hub is asked for: its cache holds someone/cached, it has someone/there."""
     asked = []
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(base)
-    )
-    assert find_weights(weight, "someone/stable-diffusion-2-1").base == base
-    assert asked == ["someone/stable-diffusion-2-1"]
-    assert resolve(str(base)) == base  # a folder is never looked for on the hub
-    assert len(asked) == 1
+
+    def snapshot_download(name, local_files_only=False, revision=None, **keys):
+        asked.append((name, revision, "cache" if local_files_only else "network"))
+        assert keys["etag_timeout"] == 10
+        if name == "someone/cached" or name == "someone/there" and not local_files_only:
+            return str(base.parent if "sub/vae/*" in keys["allow_patterns"] else base)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_only_what_is_named_as_a_hub_id_is_fetched_and_aloud(weight, base, hub, capsys):
+    assert find_weights(weight, "hub:someone/there@v2").base == base
+    assert hub == [("someone/there", "v2", "network")]
+    assert "someone/there" in capsys.readouterr().err  # a line before the call
+
+    assert find_weights(weight, "someone/cached").base == base
+    with pytest.raises(InputError, match="base=someone/there: no such folder"):
+        find_weights(weight, "someone/there")
+    assert {where for _, _, where in hub[1:]} == {"cache"}
+    assert capsys.readouterr().err == ""
+    assert resolve(str(base)) == base and resolve(f"{base}/typo") == base / "typo"
+    assert resolve("hub:someone/there/sub") == base.parent / "sub"
+
+
+@pytest.mark.parametrize("name", ["hub:", "hub:one", "hub:a/../b", "hub:a/b@../c", "hub:a/b@"])
+def test_a_hub_id_that_is_none_is_refused(name):
+    with pytest.raises(InputError, match="hub:owner/name"):
+        resolve(name)
+
+
+def test_a_hub_id_in_a_downloaded_record_is_not_fetched(own_weight, hub):
+    record = own_weight / "diffews.json"
+    for name in ("someone/there", "hub:someone/there"):
+        record.write_text(json.dumps({"base": name}))
+        with pytest.raises(InputError, match="base=DIR") as error:
+            find_weights(own_weight)
+        assert "someone/there" in str(error.value)
+    record.write_text(json.dumps({"base": "hub:someone/cached"}))
+    find_weights(own_weight)
+    assert {where for _, _, where in hub} == {"cache"}
+    record.write_text(json.dumps({"base": 3}))
+    with pytest.raises(InputError, match="diffews.json: base is 3"):
+        find_weights(own_weight)
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_line(weight):
     with pytest.raises(InputError, match="no-one/nothing .*not be fetched") as error:  # offline
-        find_weights(weight, "no-one/nothing")
+        find_weights(weight, "hub:no-one/nothing")
     assert "\n" not in str(error.value)
 
 

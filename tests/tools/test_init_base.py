@@ -177,3 +177,25 @@ def test_an_existing_folder_is_left_alone(refused, stable_diffusion, out):
 def test_a_full_disk_leaves_nothing(refused_base, largest_file):
     with largest_file(100_000):  # the UNet has 2 MB
         assert "free some space" in refused_base()
+
+
+@pytest.mark.parametrize("place", ["tokenizer/vocab.json", "tokenizer/more.txt", "text_encoder/x"])
+def test_a_link_out_of_the_folder_is_refused(refused, stable_diffusion, out, tmp_path, place):
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    link = stable_diffusion / place
+    link.unlink(missing_ok=True)
+    link.symlink_to(secret)
+    message = refused("init-base", f"sd={stable_diffusion}", f"out={out}")
+    assert str(link) in message and not out.exists()
+
+
+def test_links_into_the_hubs_cache_are_followed(run, stable_diffusion, out, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "123"
+    (snapshot.parents[1] / "blobs").mkdir(parents=True)
+    shutil.copytree(stable_diffusion, snapshot)
+    file = snapshot / "tokenizer" / "vocab.json"
+    blob = file.rename(snapshot.parents[1] / "blobs" / "abc")
+    file.symlink_to(blob)
+    assert run("init-base", f"sd={snapshot}", f"out={out}").code == 0
+    assert not (out / "tokenizer" / "vocab.json").is_symlink()

@@ -340,32 +340,42 @@ def test_bf16_computes_in_half_precision_and_keeps_full_weights(train, trained):
 # ---- two processes ----
 
 
-def launch(words, processes, tmp_path):
-    """The command under torchrun."""
+def launch(words, processes, tmp_path, nodes=1):
+    """The command under torchrun, on one node or several of so many processes; how each ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torchrun = [
-        "-m",
-        "torch.distributed.run",
-        f"--nproc_per_node={processes}",
-        f"--master_port={port}",
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    torchrun += [f"--nnodes={nodes}", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    started = [
+        subprocess.Popen(
+            [sys.executable, *torchrun, f"--node_rank={node}", "-m", "diffews", *words],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+        )
+        for node in range(nodes)
     ]
-    return subprocess.run(
-        [sys.executable, *torchrun, "-m", "diffews", *words],
-        text=True,
-        capture_output=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-    )
+    output = [process.communicate(timeout=300) for process in started]
+    return [
+        subprocess.CompletedProcess(words, process.returncode, *texts)
+        for process, texts in zip(started, output, strict=True)
+    ]
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does_with_the_double_batch(train, train_words, tmp_path):
-    words = ["accumulate=2", "checkpoint_every=1", "keep=9", "steps=3", "seed=5"]
+@pytest.mark.parametrize(("processes", "nodes"), [(2, 1), (1, 2)])
+def test_two_processes_do_what_one_does_with_the_double_batch(
+    train, train_words, tmp_path, processes, nodes
+):
+    words = ["accumulate=2", "checkpoint_every=1", "keep=9", "steps=3", "seed=5", "device=auto"]
     one = train(*words, "batch=2", out=tmp_path / "one")
-    launched = launch([*train_words, *words, "batch=1", f"out={tmp_path / 'two'}"], 2, tmp_path)
-    assert launched.returncode == 0, launched.stderr
+    words = [*train_words, *words, "batch=1", f"out={tmp_path / 'two'}"]
+    ended = launch(words, processes, tmp_path, nodes)
+    assert [each.returncode for each in ended] == [0] * nodes, ended
+    assert [len(each.stdout.splitlines()) for each in ended] == [1, *[0] * (nodes - 1)]
     two = tmp_path / "two"
 
     def first_moments(out):  # after one step they are the clipped gradient times 1 - beta1

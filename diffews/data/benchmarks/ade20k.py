@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffews.data.episodes import ClassMaps, Sample
-from diffews.data.lists import read_json_file
+from diffews.data.lists import check_names, read_json_file
 from diffews.errors import InputError
 from diffews.images.files import list_images
 from diffews.runtime.files import write_atomic
@@ -39,6 +39,8 @@ class Ade20k(ClassMaps):
             raise InputError(f"{file} does not hold class -> picture names; "
                              "remove it to have it written again")
 
+        for names in lists.values():
+            check_names(map(str, names), file)
         self.class_names = {c: str(c + 1) for c in range(CLASSES)}
         self.class_ids = [c for c in range(CLASSES) if len(lists.get(str(c), ())) > 1]
         self.images = {c: [Sample(name) for name in lists[str(c)]] for c in self.class_ids}

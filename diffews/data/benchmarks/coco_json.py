@@ -9,12 +9,15 @@ import numpy as np
 
 from diffews.data.benchmarks.folder import SHOWN, OwnClasses
 from diffews.data.episodes import DecodedSample, Sample
-from diffews.data.lists import read_json_file
+from diffews.data.lists import LONGEST, name_fault, read_json_file
 from diffews.data.polygons import check_segmentation, segmentation_mask
 from diffews.errors import InputError
 from diffews.images.photos import open_annotated
 
 CROWD = {"none": 0, "0": 0, "0.0": 0, "false": 0, "": 0, "1": 1, "1.0": 1, "true": 1}
+
+LARGEST_SIDE = 65_500  # pixels: what JPEG can hold
+LARGEST_PICTURE = 200_000_000  # pixels; a file may claim more than memory holds
 
 
 class CocoJson(OwnClasses):
@@ -103,10 +106,14 @@ class CocoContent:
             fault = ""
             if not isinstance(name, str) or name in names:
                 fault = f"the file_name {name!r}, which is no text or stands twice"
-            elif not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
-                fault = f"the width and height {sides[0]} x {sides[1]}, which is no size"
-            elif Path(name).is_absolute() or ".." in Path(name).parts:
-                fault = f"the file_name {name!r}, which leads out of the folder"
+            elif not all(
+                isinstance(side, int | np.integer) and not isinstance(side, bool)
+                and 0 < side <= LARGEST_SIDE for side in sides
+            ) or sides[0] * sides[1] > LARGEST_PICTURE:
+                fault = (f"the width and height {sides[0]!r} x {sides[1]!r}, which is no size: "
+                         f"up to {LARGEST_SIDE} a side and {LARGEST_PICTURE} pixels are read")
+            elif wrong := name_fault(name):
+                fault = f"the file_name {name[:LONGEST]!r}, which {wrong}"
             if fault:
                 raise InputError(f"{where}: image {i} has {fault}")
             names.add(name)

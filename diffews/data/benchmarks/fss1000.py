@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffews.data.episodes import Benchmark, DecodedSample, LegacyDraws, Sample
-from diffews.data.lists import BUILTIN, find_list, read_lines
+from diffews.data.lists import BUILTIN, check_names, find_list, read_lines
 from diffews.errors import InputError
 from diffews.images.files import open_mask, open_rgb
 
@@ -26,6 +26,7 @@ class Fss1000(Benchmark):
         file = (find_list([self.root / "splits" / f"{part}.txt"], self.splits)
                 or BUILTIN / "fss1000" / f"{part}.txt")
         names = sorted(read_lines(file))
+        check_names(names, file)
         if not names:
             raise InputError(f"{file} lists no category")
         if len(names) > count:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffews.data.episodes import Benchmark, DecodedSample, Sample
-from diffews.data.lists import read_table
+from diffews.data.lists import check_names, read_table
 from diffews.data.polygons import union_mask
 from diffews.errors import InputError, refuse
 from diffews.images.files import open_rgb
@@ -27,6 +27,8 @@ class Lvis92i(Benchmark):
             if not all(isinstance(images, dict) and all(isinstance(name, str) for name in images)
                        for images in table.values()):
                 raise InputError(f"{file} does not hold class -> picture -> annotations")
+            for images in table.values():
+                check_names(images, file)
         self.file, self.table = tables[self.subset]
         sizes = {name: len(images) for name, images in tables["val"][1].items()}
 

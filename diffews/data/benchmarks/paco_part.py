@@ -6,7 +6,7 @@ from typing import Any
 from diffews.data.episodes import (
     Benchmark, DecodedSample, Episode, EpisodeList, LegacyDraws, Sample,
 )
-from diffews.data.lists import read_table
+from diffews.data.lists import check_names, read_table
 from diffews.data.polygons import crop_object
 from diffews.errors import InputError, refuse
 from diffews.images.files import open_rgb
@@ -44,6 +44,8 @@ class PacoPart(Benchmark):
         self.set_classes(self.categories)
         self.names = [{i: "/".join(Path(path).parts[-2:]) for i, path in paths[category].items()}
                       for category in self.categories]  # image id -> name, of each class
+        for found in self.names:
+            check_names(found.values(), self.file)
         self.ids = {name: i for names in self.names for i, name in names.items()}
         self.images = {c: [Sample(name, o) for i, name in self.names[c].items()
                            for o in self._objects(i, c)] for c in self.class_ids}

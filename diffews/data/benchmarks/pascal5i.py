@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffews.data.episodes import ClassMaps, LegacyDraws, Sample
-from diffews.data.lists import BUILTIN, find_list, read_lines
+from diffews.data.lists import BUILTIN, check_names, find_list, read_lines
 from diffews.errors import InputError
 
 FOLDS = 4
@@ -49,6 +49,7 @@ class Pascal5i(ClassMaps):
                 raise InputError(
                     f"{file}: the line {line!r} is not NAME__CLASS with a class from 1 to 20")
             lines.append((int(value) - 1, Sample(name)))
+        check_names((sample.name for _, sample in lines), file)
         return lines
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from diffews.data.episodes import (
     Benchmark, DecodedSample, Episode, EpisodeList, LegacyDraws, Sample,
 )
-from diffews.data.lists import read_json_file
+from diffews.data.lists import check_names, read_json_file
 from diffews.data.polygons import crop_object
 from diffews.errors import InputError, refuse
 from diffews.images.files import open_rgb
@@ -41,6 +41,7 @@ class PascalPart(Benchmark):
                 if names["train"] and names["val"] and pair != LEFT_OUT:
                     self.parts.append(pair)
                     self.lists.append(names[self.subset])
+                    check_names(names[self.subset], self.file)
         if not self.parts:
             raise InputError(f"{self.file}: no part of {groups} has pictures in train and val")
         self.set_classes(["+".join(names) for names in self.parts])
