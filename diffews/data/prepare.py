@@ -100,7 +100,7 @@ def prepare_coco(root: Path, part: str, rasterizer: str, workers: int) -> None:
     skipped. A run that was stopped goes on.
     """
     file, folder = root / "annotations" / f"instances_{part}.json", root / "annotations" / part
-    content = CocoContent(read_json_file(file), file)
+    content = CocoContent(read_json_file(file), file, shapes=False)
     if len(content.categories) != len(CLASS_NAMES):
         raise InputError(
             f"{file} has {len(content.categories)} categories, not COCO's {len(CLASS_NAMES)}")

@@ -608,7 +608,7 @@ def test_all_bad_annotations_are_listed_at_once(mine):
     with pytest.raises(ValueError) as caught:
         open_mine(mine)
     message = str(caught.value)
-    assert "25 annotations are bad" in message and "and 5 more" in message
+    assert "25 bad annotation(s)" in message and "and 5 more" in message
     assert all(f"annotation {number}:" in message for number in range(20))
 
 

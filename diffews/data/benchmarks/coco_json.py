@@ -84,11 +84,12 @@ class CocoContent:
 
     content: the decoded JSON.
     where: what to name in an error.
+    shapes: also check every segmentation, which takes seconds for a hundred thousand.
     crowd_is_object: regions with iscrowd=1 are objects as any other, not pixels to ignore.
     """
 
-    def __init__(self, content: Any, where: Path | str) -> None:
-        self.where, self.crowd_is_object = where, False
+    def __init__(self, content: Any, where: Path | str, shapes: bool = True) -> None:
+        self.where, self.crowd_is_object, self.shapes = where, False, shapes
         if not isinstance(content, dict):
             raise InputError(
                 f"{where} holds {type(content).__name__}, not images, annotations and categories")
@@ -110,7 +111,7 @@ class CocoContent:
                 isinstance(side, int | np.integer) and not isinstance(side, bool)
                 and 0 < side <= LARGEST_SIDE for side in sides
             ) or sides[0] * sides[1] > LARGEST_PICTURE:
-                fault = (f"the width and height {sides[0]!r} x {sides[1]!r}, which is no size: "
+                fault = (f"the width and height {sides[0]} x {sides[1]}, which is no size: "
                          f"up to {LARGEST_SIDE} a side and {LARGEST_PICTURE} pixels are read")
             elif wrong := name_fault(name):
                 fault = f"the file_name {name[:LONGEST]!r}, which {wrong}"
@@ -134,14 +135,14 @@ class CocoContent:
             images = self.only_crowd.setdefault(annotation["category_id"], {})
             only = images.get(annotation["image_id"], True)
             images[annotation["image_id"]] = only and bool(annotation["iscrowd"])
-            if isinstance(annotation["segmentation"], list):
+            if shapes and isinstance(annotation["segmentation"], list):
                 total += 1
                 shares += all(min(p) >= 0 and max(p) <= 1 for p in annotation["segmentation"])
         if len(faults) == 1:
             raise InputError(f"{where}: {faults[0]}")
         if faults:
             raise InputError(
-                f"{where}: {len(faults)} annotations are bad: {'; '.join(faults[:SHOWN])}"
+                f"{where}: {len(faults)} bad annotation(s): {'; '.join(faults[:SHOWN])}"
                 + (f"; and {len(faults) - SHOWN} more" * (len(faults) > SHOWN)))
         if shares > total / 2:
             raise InputError(f"{where}: {shares} of {total} polygons have all coordinates in [0, 1]"
@@ -160,6 +161,8 @@ class CocoContent:
             return f" has the iscrowd {crowd!r}, which is neither 0 nor 1"
         annotation["iscrowd"] = settled
 
+        if not self.shapes:
+            return ""
         image = self.images[annotation["image_id"]]
         try:
             area = check_segmentation(
