@@ -106,8 +106,9 @@ def serve(world: Path) -> None:
         request = json.loads(line)
         case = make_case(request["seed"], world, Path(request["folder"]))
         outcome = run_here(case, guard)
-        print(json.dumps(answer(case, outcome)), file=answers, flush=True)
-        remove_case(case)
+        told = answer(case, outcome)
+        remove_case(case)  # the next process takes the same folder
+        print(json.dumps(told), file=answers, flush=True)
 
 
 def answer(case: Case, outcome: Outcome) -> dict:
