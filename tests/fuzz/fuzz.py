@@ -10,6 +10,7 @@ Prints every failure with the words that repeat it, and the totals; exit code 1 
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -70,8 +71,9 @@ class Server:
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
             )
             self.process.stdout.readline()  # it is ready
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died, as its empty answer says
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             answer = self.process.stdout.readline() if selector.select(HANG) else None
