@@ -83,6 +83,9 @@ class CocoContent:
             raise InputError(
                 f"{where} holds {type(content).__name__}, not images, annotations and categories")
         categories = self._by_id(content, "categories", ("name",))
+        kinds = sorted({type(i).__name__ for i in categories})
+        if len(kinds) > 1:
+            raise InputError(f"{where}: ids of categories are {' and '.join(kinds)}; give numbers")
         self.categories = {i: str(categories[i]["name"]) for i in sorted(categories)}
 
         self.images = self._by_id(content, "images", ("file_name", "height", "width"))
