@@ -24,6 +24,7 @@ setup(
         "8bit": ["bitsandbytes>=0.45"],  # optimizer=adamw8bit
         "tensorboard": ["tensorboard"],  # tracker=tensorboard
         "sbd": ["scipy>=1.11"],  # prepare benchmark=pascal5i
+        "heif": ["pillow-heif>=0.18"],  # HEIC and HEIF pictures of segment, folder, coco_json
     },
     install_requires=[
         "torch>=2.6",
@@ -34,7 +35,7 @@ setup(
         "pycocotools>=2.0.7",
         "opencv-python-headless>=4.8",
         "numpy>=1.26",
-        "pillow>=10",
+        "pillow>=10.1",
         "safetensors>=0.4",
         "tqdm>=4.65",
     ],

@@ -5,7 +5,6 @@ and give masks at their own size; `encode_support_pixels` and `segment` do the w
 """
 
 import functools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from diffews.errors import InputError
-from diffews.images.masks import (
-    Segmentation, binary_mask, check_threshold, quantize, resize_mask)
+from diffews.images.drawn_masks import Pick
+from diffews.images.masks import Segmentation, check_threshold, quantize, shrink_mask
 from diffews.images.tensors import (
-    ImageInput, as_list, as_sets, prepare_image, prepare_images, to_array)
+    ImageInput, as_list, as_sets, prepare_image, prepare_images, prepare_mask)
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import base_folders, latent_factor, refuse_pickles, write_record
 from diffews.models.hub import resolve
@@ -220,19 +219,24 @@ class DiffewsPipeline(DiffusionPipeline):
         images: ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]],
         masks: Any,
         image_size: int | None = None,
+        *,
+        mask_value: int | None = None,
+        mask_colour: tuple[int, int, int] | None = None,
     ) -> SupportBank:
         """Encodes support images and their masks once, for any number of queries.
 
         Args:
             images: one picture or a list of them, the shots of one set; a list of lists makes a
-                bank of several sets. A picture is a PIL image, or an array or tensor (H, W, 3) or
-                (3, H, W), uint8 or float in [-1, 1].
-            masks: as many, each a PIL image, array or tensor (H, W) of its picture's size: bool,
-                {0, 1} or {0, 255}.
+                bank of several sets. A picture is a PIL image or a file, taken upright; or an
+                array or tensor (H, W, 3) or (3, H, W), uint8 or float in [-1, 1] or [0, 1].
+            masks: as many, each a PIL image or a file, as people draw them; or an array or tensor
+                (H, W) of its picture's size: bool, {0, 1} or {0, 255}.
             image_size: side in pixels to work at; the pipeline's own by default.
+            mask_value, mask_colour: what is the object in label maps, or in paint (R, G, B).
 
         Raises:
-            InputError: for masks of other values or sizes, or lists that do not pair.
+            InputError: for masks of other values or sizes, masks that mark nothing (perhaps only
+                at image_size), or lists that do not pair.
 
         """
         size = self._check_size(image_size)
@@ -249,17 +253,12 @@ class DiffewsPipeline(DiffusionPipeline):
         if any(len(s) != shots for s in image_sets):
             raise InputError("support sets of one bank need the same number of shots")
 
-        pixels, marks = [], []
+        pick, pixels, marks = Pick.of(mask_value, mask_colour or ()), [], []
         for image, mask in zip(sum(image_sets, []), sum(mask_sets, []), strict=True):
-            prepared, shape = prepare_image(image, size)
-            array = binary_mask(to_array(mask), "support mask")
-            if array.shape != shape:
-                raise InputError(f"support mask of size {array.shape} for an image of size {shape}")
-            if not array.any():
-                empty = "a support mask marks no pixel; the result means little"
-                warnings.warn(empty, stacklevel=2)
+            prepared, shape, turned = prepare_image(image, size)
+            array = prepare_mask(mask, shape, turned, pick)
             pixels.append(prepared)
-            marks.append(torch.from_numpy(resize_mask(array, size)))
+            marks.append(torch.from_numpy(shrink_mask(array, size, "a support mask")))
         return self.encode_support_pixels(torch.stack(pixels), torch.stack(marks), shots)
 
     @torch.no_grad()

@@ -255,10 +255,38 @@ def test_a_higher_threshold_never_adds_pixels(pipe, picture, bank):
     assert masks[0].sum() > masks[-1].sum()
 
 
-def test_an_all_black_support_mask_warns_and_gives_a_result(pipe, picture):
-    with pytest.warns(UserWarning, match="marks no pixel"):
-        bank = pipe.encode_support(picture(1), np.zeros((64, 64), np.uint8))
-    assert pipe(picture(2), bank).masks[0].shape == (64, 64)
+def test_floats_without_a_negative_value_are_taken_as_diffusers_have_them(pipe, picture):
+    array = np.asarray(picture(1)).astype(np.float32) / 255
+    mask = np.ones((64, 64), bool)
+    mask[:32] = False
+    with pytest.warns(UserWarning, match=r"\[0, 1\]"):
+        bank = pipe.encode_support(array, mask)
+    masks = pipe([picture(2), picture(3)], bank).masks
+    assert masks[0].any()
+    wanted = pipe([picture(2), picture(3)], pipe.encode_support(array * 2 - 1, mask)).masks
+    assert all(flips(*pair) <= FLIPS for pair in zip(masks, wanted, strict=True))
+
+
+def test_a_photo_is_turned_and_its_drawn_mask_with_it(pipe, picture, square_mask, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored, mask = picture(1, 80, 60), Image.fromarray(square_mask(80, 60)).convert("1")
+    stored.save(tmp_path / "a.png", exif=exif)
+    upright = stored.transpose(Image.Transpose.ROTATE_270)
+    wanted = pipe.encode_support(upright, mask.transpose(Image.Transpose.ROTATE_270))
+    with pytest.warns(UserWarning, match="as stored"):
+        bank = pipe.encode_support(tmp_path / "a.png", mask)
+    found = [pipe(picture(2), one).scores[0] for one in (bank, wanted)]
+    assert np.array_equal(*found)
+
+
+def test_a_mask_that_marks_nothing_is_refused_with_both_sizes(pipe, picture):
+    mask = np.zeros((640, 640), bool)
+    with pytest.raises(InputError, match="marks no pixel"):
+        pipe.encode_support(picture(1, 640, 640), mask)
+    mask[1, 1] = True
+    with pytest.raises(InputError, match="image_size=64 .1 at 640 x 640"):
+        pipe.encode_support(picture(1, 640, 640), mask, image_size=64)
 
 
 def test_good_input_warns_of_nothing(pipe, picture, square_mask):

@@ -24,7 +24,8 @@ from diffews.data.lists import check_names
 from diffews.data.registry import (
     BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names)
 from diffews.errors import InputError, printable
-from diffews.evaluation.segment import find_queries, segment
+from diffews.evaluation.queries import find_queries
+from diffews.evaluation.segment import report, segment
 from diffews.images.files import find_masks
 from diffews.models.find import (
     DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights, vae_factor)
@@ -145,8 +146,8 @@ def default_weight(fold: int | None) -> str:
 # ---- one's own pictures ----
 
 
-def run_segment(config: SegmentConfig) -> None:
-    """Segments pictures of one's own."""
+def run_segment(config: SegmentConfig) -> int:
+    """Segments pictures of one's own; 1 if one of them could not be read."""
     if not config.bank and not (config.support and config.mask):
         raise InputError("give support= with mask=, or bank=")
     if config.save_bank is not None:
@@ -160,8 +161,10 @@ def run_segment(config: SegmentConfig) -> None:
     size = source.image_size(config.image_size)
 
     with one_writer(Path(config.out)):
-        segment(replace(config, image_size=size), source, queries)
-    print(f"wrote {len(queries)} mask(s) and overlay(s) to {config.out}")
+        count = segment(replace(config, image_size=size), source, queries)
+    report(queries)
+    print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
+    return 1 if queries.unreadable else 0
 
 
 # ---- training ----

@@ -13,6 +13,7 @@ from diffews.cli.keys import (
     speed_key, training_key)
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.errors import InputError
+from diffews.images.drawn_masks import Pick
 from diffews.images.masks import THRESHOLD_RULES, check_threshold
 from diffews.training import LR_END
 from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
@@ -43,15 +44,25 @@ class BenchmarkKeys:
         None, "coco_json, folder, detectron2: number of folds, 4 by default", least=1)
     novel: list[str] = list_key(
         [], "coco_json, folder, detectron2: names of the novel classes, instead of a fold")
+    crowd: str | None = list_key(
+        None, "coco_json, detectron2: regions with iscrowd=1 are pixels that count for nothing "
+        "(ignore, the default), or objects as any other", ("ignore", "object", None))
+    mask_value: int | None = list_key(
+        None, "folder: in masks that are label maps, which value (or palette index) is the object",
+        least=0)
+    mask_colour: list[int] = list_key(
+        [], "folder: in painted masks, which colour is the object: 255,0,0")
 
     def check(self) -> None:
-        """Raises InputError for a fold that the benchmark does not have."""
+        """Raises InputError for a fold that the benchmark does not have, or what is no colour."""
         if self.fold is not None:
             check_fold(self.benchmark, self.fold)
+        Pick.of(self.mask_value, self.mask_colour)
 
     def options(self) -> dict[str, Any]:
         """Returns the keys that only some benchmarks take."""
-        names = ("images", "annotations", "dataset", "folds", "novel")
+        names = ("images", "annotations", "dataset", "folds", "novel", "crowd", "mask_value",
+                 "mask_colour")
         return {name: getattr(self, name) for name in names}
 
 
@@ -198,8 +209,12 @@ class SegmentConfig(ModelKeys):
     """
 
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")
-    mask: list[str] = key([], "their masks, in the same order: one channel of {0, 1} or {0, 255}")
-    query: list[str] = key(REQUIRED, "query picture(s), or folders of them")
+    mask: list[str] = key([], "their masks, in the same order: white on black, in any format")
+    mask_value: int | None = key(
+        None, "in masks that are label maps: which value (or palette index) is the object", least=0)
+    mask_colour: list[int] = key([], "in painted masks: which colour is the object: 255,0,0")
+    query: list[str] = key(REQUIRED, "query picture(s), folders of them, or patterns: 'a/*.jpg'")
+    recursive: bool = key(False, "look into sub-folders, too; they keep their place in out")
     classes: list[str] = key(
         [], "name of each support's class, in the same order; several make a label map")
     bank: list[str] = key(
@@ -208,8 +223,14 @@ class SegmentConfig(ModelKeys):
     threads: int = speed_key(0, "CPU threads of the model; 0 takes all cores", least=0)
     out: str = output_key(
         "masks", "folder for <query>_mask.png (0 and 255) and <query>_overlay.jpg")
+    overwrite: bool = output_key(
+        False, "write again what is there; false does what is missing or of other settings")
     save_bank: str | None = output_key(
         None, "write the encoded support, for bank=; with several classes a folder")
+
+    def check(self) -> None:
+        """Raises InputError for what is no colour."""
+        Pick.of(self.mask_value, self.mask_colour)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -188,6 +189,7 @@ class Benchmark(ABC):
     class_names: dict[int, str]
     images: dict[int, list[Sample]]  # of each class, in the order that published episodes need
     groups: Sequence[tuple[float, list[int]]] = ()  # weight and classes of each part of a mix
+    reading: Mapping[str, Any] = MappingProxyType({})  # keys that change masks, where they are set
 
     def __init__(self, root: Path, fold: int | None, split: str, splits: str = "auto",
                  shots: int = 1, **options: Any) -> None:

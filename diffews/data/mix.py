@@ -31,6 +31,7 @@ class Mix(Benchmark):
             ids = {k * STRIDE + c: c for c in part.class_ids}
             self.groups.append((weight, list(ids)))
             self.class_ids += ids
+            self.reading = {**self.reading, **part.reading}
             self.class_names |= {i: f"{name}: {part.class_names[c]}" for i, c in ids.items()}
             self.images |= {i: [_numbered(s, k) for s in part.images[c]] for i, c in ids.items()}
 

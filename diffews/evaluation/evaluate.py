@@ -200,6 +200,7 @@ def run_identity(
     small = {part: getattr(config, part) for part in ("encoder", "decoder")}
     return {
         **counted_values(config),
+        **dataset.benchmark.reading,
         **hash_weights(source),
         **{f"{part}_sha256": folder and hash_small_vae(folder) for part, folder in small.items()},
         "variant": source.record.get("variant"),

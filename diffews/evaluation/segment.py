@@ -1,94 +1,49 @@
 """Segments people's pictures: the support is encoded once, every query reads it."""
 
+import hashlib
+import io
 import json
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from diffews.errors import InputError
-from diffews.images.files import check_image, list_images, open_mask, open_rgb
-from diffews.images.masks import binary_mask
+from diffews.errors import InputError, printable
+from diffews.evaluation.queries import Queries, Query
+from diffews.images.drawn_masks import Pick
+from diffews.images.files import open_image
+from diffews.images.masks import shrink_mask
+from diffews.images.photos import open_photo, open_photo_mask
 from diffews.models.find import WeightDir
-from diffews.runtime.files import write_atomic
+from diffews.runtime.files import hash_files, write_atomic
 
 if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
 
-
-def find_queries(config: "SegmentConfig") -> list[Path]:
-    """Returns the queries that a config names, the pictures of its folders among them.
-
-    Raises:
-        InputError: for supports, masks, classes and banks that do not go together; for a file that
-            is missing or no picture; for queries whose masks would be one file.
-
-    """
-    supports, masks, classes = len(config.support), len(config.mask), len(config.classes)
-    if config.bank and (supports or masks):
-        raise InputError("give either bank= or support= with mask=")
-    if supports != masks:
-        cure = "give mask= for each support="
-        raise InputError(f"{supports} support pictures for {masks} masks; {cure}")
-    if classes and classes != supports:
-        cure = "name the class of each"
-        raise InputError(f"{classes} classes for {supports} support pictures; {cure}")
-
-    if (name := _shared_name(config.bank)) is not None:
-        raise InputError(f"two banks are named {name!r}; rename one")
-    for bank in config.bank:
-        if not Path(bank).is_file():
-            raise InputError(f"bank={bank}: no such file; save_bank= writes one")
-
-    if not config.query:
-        raise InputError("query= is missing; query picture(s), or folders of them")
-    queries: list[Path] = []
-    for query in config.query:
-        found = _photos(Path(query), config.mask) if Path(query).is_dir() else [Path(query)]
-        if not found:
-            raise InputError(f"query={query}: no pictures in this folder")
-        queries += found
-    for file in (*map(Path, config.support), *map(Path, config.mask), *queries):
-        check_image(file)
-    if (name := _shared_name(queries)) is not None:
-        cure = "their masks would be one file; rename one"
-        raise InputError(f"two queries are named {name!r}, {cure}")
-    return queries
+SETTINGS = "diffews"  # text in a mask's PNG: the hash of what it was made with
+SHOWN = 20  # names that a line shows
 
 
-def _shared_name(files: Sequence[str | Path]) -> str | None:
-    """Returns a name that two of the files have, their endings left out."""
-    names = [Path(file).stem for file in files]
-    return next((name for name in names if names.count(name) > 1), None)
-
-
-def _photos(folder: Path, masks: Sequence[str]) -> list[Path]:
-    """Lists a folder's pictures, but no masks, no earlier results, no PNG of a photo's name."""
-    results, given = ("_mask", "_labels", "_overlay"), {Path(mask).resolve() for mask in masks}
-    files = list_images(folder)
-    photos = {file.stem for file in files if file.suffix.lower() != ".png"}
-    return [
-        file for file in files
-        if file.resolve() not in given and not file.stem.endswith(results)
-        and (file.suffix.lower() != ".png" or file.stem not in photos)]
-
-
-def segment(config: "SegmentConfig", source: WeightDir, queries: Sequence[Path]) -> None:
+def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int:
     """Writes each query's mask and overlay into config.out, at the query's size.
 
     One class: <query>_mask.png (0 and 255). Several: <query>_labels.png (0 none, then 1, 2, ... as
-    labels.json says).
+    labels.json says). What is there of the same settings, supports and query is not done again.
 
     Args:
         config: the keys of `diffews segment`.
         source: where the weights lie.
-        queries: as `find_queries` gives them.
+        queries: as `find_queries` gives them; `unreadable` takes what cannot be decoded.
+
+    Returns:
+        The number of queries whose results were written.
 
     Raises:
-        InputError: for a picture that cannot be decoded, or a mask that does not fit its support.
+        InputError: for a support that cannot be decoded, or a mask that does not fit it or is
+            empty at the size that the model works at.
 
     """
     from diffews.images.drawing import overlay, save_image
@@ -96,13 +51,28 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Sequence[Path])
     from diffews.runtime.loading import open_pipeline, settle_fast
 
     # bad input is refused before the weights are read
-    supports = [open_rgb(file, upright=True) for file in config.support]
-    masks = [_open_support_mask(*pair) for pair in zip(config.mask, supports, strict=True)]
+    supports, masks = [], []
+    for support, mask_file in zip(config.support, config.mask, strict=True):
+        picture, turned = open_photo(support)
+        supports.append(picture)
+        masks.append(_open_mask(config, mask_file, picture, turned))
     device, out = pick_device(config.device), Path(config.out)
+
+    # what is done already, and what a killed run had begun
+    several = len(set(config.classes)) > 1 or len(config.bank) > 1
+    kind, white = ("labels", 1) if several else ("mask", 255)
+    made_with = hash_settings(config, source)
+    places = {query: (out / f"{query.name}_{kind}.png", out / f"{query.name}_overlay.jpg")
+              for query in queries.found}
+    for partial in {p for files in places.values() for p in files[0].parent.glob(".*.partial")}:
+        partial.unlink(missing_ok=True)
+    todo = list(queries.found) if config.overwrite else _not_done(places, made_with, queries)
+    if not todo and not config.save_bank:
+        return 0
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
 
-    with memory_advice(), tqdm(total=len(queries), unit="image") as bar:
+    with memory_advice(), tqdm(total=len(todo), unit="image") as bar:
         # the support of each class is read once, whatever the number of queries
         banks = {Path(file).stem: pipeline.load_bank(file) for file in config.bank}
         classes = config.classes or [""] * len(supports)
@@ -110,7 +80,6 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Sequence[Path])
             shots = [i for i in range(len(classes)) if classes[i] == name]
             pairs = [supports[i] for i in shots], [masks[i] for i in shots]
             banks[name] = pipeline.encode_support(*pairs, config.image_size)
-        several = len(banks) > 1
         if several:
             labels = dict(enumerate(banks, start=1))
             write_atomic(out / "labels.json", json.dumps(labels, indent=1) + "\n")
@@ -131,25 +100,107 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Sequence[Path])
                 device, size)
 
         # the queries, in batches; a mask is bool, a label map holds 0, 1, 2, ...
-        kind, white = ("labels", 1) if several else ("mask", 255)
-        for start in range(0, len(queries), int(batch)):
-            files = queries[start : start + int(batch)]
-            images = [open_rgb(file, upright=True) for file in files]
+        written = 0
+        for start in range(0, len(todo), int(batch)):
+            part = todo[start : start + int(batch)]
+            bar.update(len(part))
+            opened = [(query, image) for query in part
+                      if (image := _open_query(query, queries)) is not None]
+            if not opened:
+                continue
+            images = [image for _, image in opened]
             if several:
-                found = pipeline.label(images, list(banks.values()), batch=len(files), **settings)
+                found = pipeline.label(images, list(banks.values()), batch=len(images), **settings)
             else:
-                found = pipeline(images, first, batch=len(files), **settings).masks
-            for file, image, mask in zip(files, images, found, strict=True):
-                save_image(out / f"{file.stem}_{kind}.png", mask.astype(np.uint8) * white)
-                save_image(out / f"{file.stem}_overlay.jpg", overlay(np.array(image), mask))
-            bar.update(len(files))
+                found = pipeline(images, first, batch=len(images), **settings).masks
+
+            # the mask comes last: where it is, all is
+            for (query, image), mask in zip(opened, found, strict=True):
+                save_image(places[query][1], overlay(np.array(image), mask))
+                write_atomic(places[query][0], _encode_mask(
+                    mask.astype(np.uint8) * white, made_with + hash_files([query.file])))
+                written += 1
+    return written
 
 
-def _open_support_mask(file: str, support: Image.Image) -> np.ndarray:
-    """Reads a support's mask -> uint8 (H, W) of {0, 1}, of the support's size."""
-    mask = open_mask(file, upright=True)
-    if mask.shape != support.size[::-1]:
-        theirs = f"{support.width} x {support.height}"
-        raise InputError(
-            f"mask={file} is {mask.shape[1]} x {mask.shape[0]}, its support picture {theirs}")
-    return binary_mask(mask, f"mask={file}")
+def report(queries: Queries) -> None:
+    """Says on stderr what was left out, why, and what could not be read."""
+    for reason, files in queries.left_out.items():
+        more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+        shown = printable(", ".join(files[:SHOWN]))
+        print(f"diffews: left out {len(files)} ({reason}): {shown}{more}", file=sys.stderr)
+    if queries.unreadable:
+        print(f"diffews: {len(queries.unreadable)} could not be read:", file=sys.stderr)
+    for error in queries.unreadable.values():
+        print(f"  {printable(' '.join(error.split()))}", file=sys.stderr)
+
+
+def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
+    """Returns a hash of what changes every mask: supports, weights (by name and age), settings."""
+    names = ("image_size", "threshold", "threshold_rule", "dtype", "denoising_steps", "ensemble",
+             "encoder", "decoder", "classes", "mask_value", "mask_colour")
+    weights = sorted(file for file in source.path.rglob("*") if file.is_file())
+    ages = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+    given = [Path(file) for file in (*config.support, *config.mask, *config.bank)]
+    content = [hash_files([file]) for file in given]
+    settings = [ages, str(source.base), content, [getattr(config, name) for name in names]]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _not_done(
+    places: dict[Query, tuple[Path, Path]], made_with: str, queries: Queries
+) -> list[Query]:
+    """Returns the queries whose results are missing, or are of other settings."""
+    todo, other = [], 0
+    for query, files in places.items():
+        if not all(file.is_file() for file in files):
+            todo.append(query)
+            continue
+        try:
+            found = open_image(files[0]).info.get(SETTINGS)
+            wanted = made_with + hash_files([query.file])
+        except InputError:
+            found, wanted = "", made_with  # a mask that is broken is made again
+        if found is None:
+            queries.leave_out(files[0], "there already, from elsewhere; overwrite=true replaces it")
+        elif found == wanted:
+            queries.leave_out(query.file, "done already; overwrite=true does it again")
+        else:
+            other += 1
+            todo.append(query)
+    if other:
+        print(f"diffews: {other} results of other settings or pictures are written again",
+              file=sys.stderr)
+    return todo
+
+
+def _open_query(query: Query, queries: Queries) -> Image.Image | None:
+    """Decodes a query; one that cannot be decoded is noted, and does not stop the others."""
+    try:
+        return open_photo(query.file)[0]
+    except InputError as error:
+        if len(queries.found) == 1:
+            raise
+        queries.unreadable[str(query.file)] = str(error)
+        return None
+
+
+def _open_mask(
+    config: "SegmentConfig", file: str, support: Image.Image, turned: int
+) -> np.ndarray:
+    """Reads a support's mask -> uint8 (H, W) of {0, 1}, of the support's size, not empty."""
+    name, pick = f"mask={file}", Pick.of(config.mask_value, config.mask_colour)
+    mask, notes = open_photo_mask(file, support.size, turned, name, pick)
+    for note in notes:
+        print(f"diffews: {name} {note}", file=sys.stderr)
+    if config.image_size is not None:
+        shrink_mask(mask, config.image_size, name)
+    return mask
+
+
+def _encode_mask(mask: np.ndarray, made_with: str) -> bytes:
+    """Encodes a mask as PNG that says what it was made with."""
+    text, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    text.add_text(SETTINGS, made_with)
+    Image.fromarray(mask).save(file, "PNG", pnginfo=text, compress_level=1)
+    return file.getvalue()

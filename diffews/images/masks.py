@@ -22,6 +22,25 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return torch.nn.functional.interpolate(tensor, size=(size, size), mode="nearest")[0, 0].numpy()
 
 
+def shrink_mask(mask: np.ndarray, size: int, name: str) -> np.ndarray:
+    """Resizes a support's mask, uint8 {0, 1} (H, W), to (size, size); see `resize_mask`.
+
+    Raises:
+        InputError: for a mask that marks nothing, or nothing any more at this size.
+
+    """
+    height, width = mask.shape
+    if not mask.any():
+        raise InputError(f"{name} marks no pixel of {width} x {height}; "
+                         "the support's mask says what to look for")
+    small = resize_mask(mask, size)
+    if not small.any():
+        count = np.count_nonzero(mask)
+        raise InputError(f"{name}: no pixel left at image_size={size} ({count} at {width} x "
+                         f"{height}); cut the support to the object, or give a larger image_size")
+    return small
+
+
 def binary_mask(mask: np.ndarray, name: str = "mask") -> np.ndarray:
     """Checks a mask (H, W) of bool, {0, 1} or {0, 255} and returns it as uint8 {0, 1}."""
     if mask.ndim != 2:

@@ -1,6 +1,8 @@
 """Pictures and masks as people give them -> tensors as the model takes them."""
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from diffews.errors import InputError
-from diffews.images.files import normalize, resize_image
+from diffews.images.drawn_masks import Pick
+from diffews.images.files import (
+    narrow_integer, normalize, open_image, resize_image)
+from diffews.images.masks import binary_mask
+from diffews.images.photos import photo_mask, upright_photo
 
-ImageInput = Image.Image | np.ndarray | Tensor
+ImageInput = Image.Image | np.ndarray | Tensor | str | Path
 
 
 def as_list(pictures: Any, dimensions: int) -> list[Any]:
@@ -21,7 +27,7 @@ def as_list(pictures: Any, dimensions: int) -> list[Any]:
     """
     if isinstance(pictures, np.ndarray | Tensor):
         return [pictures] if pictures.ndim <= dimensions else list(pictures)
-    return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+    return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
 
 
 def as_sets(pictures: Any, dimensions: int) -> list[list[Any]]:
@@ -39,20 +45,25 @@ def to_array(picture: ImageInput) -> np.ndarray:
     return np.asarray(picture)
 
 
-def prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, int]]:
+def prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, int], int]:
     """Makes a picture into pixels.
 
     Args:
-        picture: PIL image, or array or tensor (H, W, 3) or (3, H, W), uint8 or float in [-1, 1].
+        picture: a file's name or a PIL image, which are turned upright by their EXIF orientation
+            and laid on white; or an array or tensor (H, W, 3) or (3, H, W), uint8, uint16, or
+            float in [-1, 1] or [0, 1].
         size: side to resize to; PIL's resize, as in the reference, for all but floats.
 
     Returns:
-        Pixels [3, size, size] in [-1, 1], and the picture's own (height, width).
+        Pixels [3, size, size] in [-1, 1], the picture's own (height, width), and how its file is
+        turned (1: upright).
 
     """
+    if isinstance(picture, str | Path):
+        picture = open_image(picture)
     if isinstance(picture, Image.Image):
-        resized = resize_image(picture.convert("RGB"), size)
-        return torch.from_numpy(normalize(resized)), picture.size[::-1]
+        rgb, turned = upright_photo(picture, getattr(picture, "filename", "") or "a picture")
+        return torch.from_numpy(normalize(resize_image(rgb, size))), rgb.size[::-1], turned
 
     array = to_array(picture)
     if array.ndim == 3 and array.shape[0] != 3 and array.shape[-1] == 3:
@@ -60,18 +71,60 @@ def prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, in
     if array.ndim != 3 or array.shape[0] != 3 or array.size == 0:
         raise InputError(f"a picture of shape {array.shape}; "
                          "give (height, width, 3) or (3, height, width)")
+    if array.dtype == np.uint16:
+        array = narrow_integer(array, "a picture", bits=16)
     if array.dtype == np.uint8:
         return prepare_image(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size)
-    if not np.issubdtype(array.dtype, np.floating) or not (array.min() >= -1 and array.max() <= 1):
-        raise InputError(f"a picture of {array.dtype} in [{array.min()}, {array.max()}]; "
-                         "give uint8 or float in [-1, 1]")
 
     # floats have more levels than PIL's resize keeps
-    pixels = torch.from_numpy(array.astype(np.float32))
+    pixels = torch.from_numpy(_in_range(array))
     if array.shape[1:] != (size, size):
         pixels = torch.nn.functional.interpolate(
             pixels[None], size=(size, size), mode="bilinear", antialias=True)[0].clamp(-1, 1)
-    return pixels, array.shape[1:]
+    return pixels, array.shape[1:], 1
+
+
+def _in_range(array: np.ndarray) -> np.ndarray:
+    """Returns floats as float32 in [-1, 1]; those without a negative value are in [0, 1]."""
+    low, high = array.min(), array.max()
+    if not np.issubdtype(array.dtype, np.floating) or not (low >= -1 and high <= 1):
+        raise InputError(f"a picture of {array.dtype} in [{low}, {high}]; "
+                         "give uint8 or float in [-1, 1] or [0, 1]")
+    array = array.astype(np.float32)
+    if low < 0:
+        return array
+    warnings.warn("a float picture without a negative value is taken as being in [0, 1], "
+                  "as diffusers has them, not in [-1, 1]; uint8 is never in doubt", stacklevel=2)
+    return array * 2 - 1
+
+
+def prepare_mask(
+    mask: Any, shape: tuple[int, int], turned: int, pick: Pick, name: str = "support mask"
+) -> np.ndarray:
+    """Makes the mask of a picture into uint8 {0, 1} of its (height, width).
+
+    Args:
+        mask: a file's name or a PIL image, read as `photo_mask` reads what people drew; or an
+            array or tensor (H, W) of the picture's size: bool, {0, 1} or {0, 255}.
+        shape, turned: as `prepare_image` gives them.
+        pick: what is the object of a label map or paint.
+        name: what to call the mask in errors and warnings.
+
+    """
+    if isinstance(mask, str | Path):
+        mask = open_image(mask)
+    if isinstance(mask, Image.Image):
+        name = getattr(mask, "filename", "") or name
+        array, notes = photo_mask(mask, shape[::-1], turned, name, pick)
+        for note in notes:
+            warnings.warn(f"{name} {note}", stacklevel=2)
+        return array
+
+    array = to_array(mask)
+    array = binary_mask(array if pick.value is None else array == pick.value, name)
+    if array.shape != tuple(shape):
+        raise InputError(f"{name} of size {array.shape} for an image of size {shape}")
+    return array
 
 
 def prepare_images(
@@ -79,5 +132,5 @@ def prepare_images(
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """Makes pictures into pixels [B, 3, size, size] in [-1, 1]; returns the masks' sizes, too."""
     prepared = [prepare_image(image, size) for image in images]
-    shapes = [shape if own_size else (size, size) for _, shape in prepared]
-    return torch.stack([pixels for pixels, _ in prepared]), shapes
+    shapes = [shape if own_size else (size, size) for _, shape, _ in prepared]
+    return torch.stack([pixels for pixels, _, _ in prepared]), shapes

@@ -142,6 +142,7 @@ class Trainer:
         precision = self.accelerator.mixed_precision
         return {
             **counted_values(self.config),
+            **self.benchmark.reading,
             "dtype": "fp32" if precision == "no" else precision,
             "global_batch": self.config.batch * self.accelerator.num_processes,
             "start_sha256": hash_files(sorted(start)),

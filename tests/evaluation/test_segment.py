@@ -1,12 +1,14 @@
 """`diffews segment`: people's pictures of any mode and size, and one line for what cannot work."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffews import load_pipeline
 from diffews.cli.settings import SegmentConfig
-from diffews.evaluation.segment import find_queries
+from diffews.evaluation.queries import find_queries
 
 
 @pytest.fixture
@@ -103,12 +105,65 @@ def test_a_photo_is_segmented_upright(run, words, pictures, picture, tmp_path):
     assert read(tmp_path / "out" / "photo_mask.png").shape == (90, 50)
 
 
-def test_an_all_black_mask_warns_and_gives_a_result(run, words, pictures, tmp_path):
-    Image.fromarray(np.zeros((60, 80), np.uint8)).save(pictures / "mask.png")
-    outcome = run(*words)
+def masks_in(out):
+    return {str(file.relative_to(out)) for file in out.rglob("*_mask.png")}
+
+
+def test_sub_folders_keep_their_place_and_what_is_left_out_is_said(
+    run, words, pictures, picture, tmp_path
+):
+    queries = pictures / "queries"
+    (queries / "deep").mkdir()
+    picture(6).save(queries / "deep" / "one.png")
+    picture(6).save(queries / "gas_mask.jpg")  # a photo
+    (queries / "notes.txt").write_text("hello")
+    outcome = run(*words, f"query={queries}")
     assert outcome.code == 0
-    assert "diffews: warning: " in outcome.err and "mask" in outcome.err
-    assert (tmp_path / "out" / "one_mask.png").is_file()
+    assert all(part in outcome.err for part in ("notes.txt", "deep", "recursive=true"))
+    there = {"one_mask.png", "two_mask.png", "gas_mask_mask.png"}
+    assert masks_in(tmp_path / "out") == there
+
+    assert run(*words, f"query={queries}", "recursive=true").code == 0
+    assert masks_in(tmp_path / "out") == there | {"deep/one_mask.png"}
+
+
+def test_queries_of_one_name_are_told_apart_by_folder_or_ending(pictures, picture):
+    other = pictures / "other"
+    other.mkdir()
+    picture(5).save(other / "one.png")
+    picture(5).save(pictures / "queries" / "two.tif")
+    word = f"{pictures / 'queries' / '*.*'}", str(other / "one.png")
+    found = find_queries(SegmentConfig(query=list(word))).found
+    assert {query.name for query in found} == {"queries/one", "other/one", "two_jpg", "two_tif"}
+
+
+def test_a_picture_that_cannot_be_read_does_not_stop_the_others(run, words, pictures, tmp_path):
+    queries = pictures / "queries"
+    whole = (queries / "one.png").read_bytes()
+    (queries / "empty.heic").write_bytes(b"")
+    (queries / "half.png").write_bytes(whole[: len(whole) // 2])
+    outcome = run(*words, f"query={queries}")
+    assert outcome.code == 1
+    assert "half.png" in outcome.err and "pillow-heif" in outcome.err
+    assert masks_in(tmp_path / "out") == {"one_mask.png", "two_mask.png"}
+
+
+def test_a_second_run_does_what_is_missing_or_of_other_settings(run, words, pictures, tmp_path):
+    words, out = [*words, f"query={pictures / 'queries'}"], tmp_path / "out"
+    assert "wrote 2 mask" in run(*words).out
+    (out / "one_mask.png").unlink()
+    (out / ".one_mask.png.123.partial").write_bytes(b"")
+    again = run(*words)
+    assert "wrote 1 mask" in again.out and "two.jpg" in again.err
+    assert not list(out.glob(".*"))
+    assert "wrote 2 mask" in run(*words, "threshold=0.5").out
+    assert "wrote 2 mask" in run(*words, "threshold=0.5", "overwrite=true").out
+
+    # a mask that somebody painted stays
+    Image.new("L", (90, 50), 255).save(out / "one_mask.png")
+    kept = run(*words, "threshold=0.5")
+    assert "wrote 0 mask" in kept.out and "one_mask.png" in kept.err
+    assert read(out / "one_mask.png").all()
 
 
 # ---- bad input ----
@@ -182,20 +237,39 @@ def test_a_folder_without_pictures_is_refused(refused_segment, tmp_path):
     assert f"{word}:" in refused_segment(word)
 
 
-def test_two_queries_of_one_name_are_refused(refused_segment, pictures, picture):
-    picture(5).save(pictures / "queries" / "one.jpg")
-    both = f"{pictures / 'queries' / 'one.jpg'},{pictures / 'queries' / 'one.png'}"
-    message = refused_segment(f"query={both}")
-    assert "queries" in message and "'one'" in message
+def test_a_mask_that_marks_nothing_at_its_size_or_at_the_models_is_refused(
+    refused_segment, pictures
+):
+    mask = np.zeros((60, 80), np.uint8)
+    Image.fromarray(mask).save(pictures / "mask.png")
+    assert "mask.png marks no pixel of 80 x 60" in refused_segment()
+    mask[1, 1] = 255
+    Image.fromarray(mask).save(pictures / "mask.png")
+    message = refused_segment("image_size=16")
+    assert all(part in message for part in ("mask.png", "image_size=16", "1 at 80 x 60"))
+
+
+def test_a_result_is_not_written_over_what_was_given(refused, words, pictures, picture):
+    Image.open(pictures / "mask.png").save(pictures / "queries" / "one_mask.png")
+    mask = pictures / "queries" / "one_mask.png"
+    support = pictures / "queries" / "one.png"
+    more = [f"support={support}", f"mask={mask}", f"out={pictures / 'queries'}"]
+    Image.new("L", (90, 50), 255).save(mask)
+    assert str(mask) in refused(*words, *more)
 
 
 def test_masks_and_earlier_results_in_a_folder_of_queries_are_no_queries(pictures, picture):
     folder = pictures / "queries"
-    for name in ("photo.jpg", "photo.png", "photo_mask.png", "photo_overlay.jpg"):
+    for name in ("photo.jpg", "photo_overlay.jpg"):
         picture(5).save(folder / name)
+    for name in ("photo.png", "photo_mask.png"):
+        Image.new("L", (64, 64), 255).save(folder / name)
     before = len(list(folder.glob("*.png"))) + len(list(folder.glob("*.jpg"))) - 4
     found = find_queries(SegmentConfig(query=[str(folder)]))
-    assert "photo.jpg" in {file.name for file in found} and len(found) == before + 1
+    names = {query.file.name for query in found.found}
+    assert "photo.jpg" in names and len(names) == before + 1
+    said = {Path(file).name for files in found.left_out.values() for file in files}
+    assert said == {"photo.png", "photo_mask.png", "photo_overlay.jpg"}
 
 
 @pytest.mark.parametrize(

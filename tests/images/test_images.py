@@ -29,13 +29,12 @@ def test_every_mode_opens_as_rgb(picture, tmp_path, mode):
     assert np.array_equal(np.asarray(opened), np.asarray(original.convert("RGB")))
 
 
-def test_own_photos_are_turned_upright_and_benchmarks_are_not(picture, tmp_path):
+def test_benchmarks_are_read_as_stored(picture, tmp_path):
     file = tmp_path / "a.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: the camera was turned by 90 degrees
     picture(0, 40, 20).save(file, exif=exif)
     assert open_rgb(file).size == (40, 20)
-    assert open_rgb(file, upright=True).size == (20, 40)
 
 
 def test_a_palette_mask_gives_its_indices(tmp_path):

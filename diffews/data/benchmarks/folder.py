@@ -1,12 +1,14 @@
 """Own data: a folder of images with masks beside them, class by class."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffews.data.episodes import Benchmark, DecodedSample, Sample
 from diffews.errors import InputError, nearest
-from diffews.images.files import IMAGE_SUFFIXES, open_mask, open_rgb
-from diffews.images.masks import binary_mask
+from diffews.images.drawn_masks import Pick
+from diffews.images.files import IMAGE_SUFFIXES
+from diffews.images.photos import open_photo, open_photo_mask
 
 
 class OwnClasses(Benchmark):
@@ -38,6 +40,10 @@ class OwnClasses(Benchmark):
             raise InputError(f"no class is left for the {self.split} split: "
                              f"{len(names)} classes, folds={folds}, fold={self.fold}")
 
+    def tell(self, what: str) -> None:
+        """Says a thing once on stderr, however many pictures it is true of."""
+        warnings.warn(what, stacklevel=2)  # of equal texts, the first is shown
+
 
 class FolderBenchmark(OwnClasses):
     """data/<class>/<name>.jpg with data/<class>/<name>.png, the mask ({0, 1} or {0, 255}).
@@ -45,7 +51,11 @@ class FolderBenchmark(OwnClasses):
     An image saved as PNG has its mask as <name>_mask.png. Links are followed.
     """
 
-    def read_lists(self, folds: int = 4, novel: Sequence[str] = ()) -> None:
+    def read_lists(self, folds: int = 4, novel: Sequence[str] = (), mask_value: int | None = None,
+                   mask_colour: Sequence[int] = ()) -> None:
+        self.pick = Pick.of(mask_value, mask_colour)
+        given = {"mask_value": mask_value, "mask_colour": list(mask_colour) or None}
+        self.reading = {key: value for key, value in given.items() if value is not None}
         if not self.root.is_dir():
             raise InputError(f"data={self.root}: no such folder")
         names = sorted(path.name for path in self.root.iterdir()
@@ -62,8 +72,11 @@ class FolderBenchmark(OwnClasses):
 
     def decode(self, sample: Sample, class_id: int) -> DecodedSample:
         image_file, mask_file = self.files(sample)  # upright, as people see them
-        mask = binary_mask(open_mask(mask_file, upright=True), str(mask_file))
-        return DecodedSample(open_rgb(image_file, upright=True), mask)
+        image, turned = open_photo(image_file)
+        mask, notes = open_photo_mask(mask_file, image.size, turned, pick=self.pick)
+        for note in notes:
+            self.tell(f"data={self.root}: a mask {note}")
+        return DecodedSample(image, mask)
 
     def classes_in(self, sample: Sample) -> list[int]:
         # the folder that it lies in; others are not known
