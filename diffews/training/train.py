@@ -308,7 +308,8 @@ class Trainer:
         scores, panels = Scores(dataset.class_ids), []
         for index, episode in enumerate(dataset.episodes):
             group = read_group(dataset, [index])
-            masks = segment_group(pipeline, group, self.config.shots).masks(0.25, "reference")
+            found = segment_group(pipeline, group, self.config.shots).check(group.names)
+            masks = found.masks(0.25, "reference")
             scores.add(episode.class_id, *count_pixels(masks, group)[0].tolist())
             if index < PANELS:
                 supports, query, truth = group.shown(0)
