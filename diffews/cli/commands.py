@@ -282,9 +282,16 @@ def run_check(config: CheckConfig) -> int:
 
     good, fold = True, config.fold or 0
     for split in config.parts:
-        benchmark = open_benchmark(
-            config.benchmark, config.data, fold, split, config.splits, config.shots,
-            **config.options())
+        try:
+            benchmark = open_benchmark(
+                config.benchmark, config.data, fold, split, config.splits, config.shots,
+                **config.options())
+        except InputError as error:
+            if not config.annotations or not Path(config.annotations).exists():
+                raise
+            print(f"  {printable(error)}")  # annotations that eval would refuse
+            good = False
+            continue
         lines, split_is_good = check_folder(benchmark, split, config.workers or os.cpu_count() or 1)
         if benchmark.builtin_lists and config.splits != "builtin":
             published = open_benchmark(
