@@ -44,7 +44,6 @@ def run_eval(config: EvalConfig) -> None:
     out = Path(config.out or Path("results") / source.path.name / name)
 
     from accelerate import PartialState
-
     from diffews.evaluation.evaluate import evaluate, result_file
 
     # the result names the weights that were taken, the shipped ones, too
@@ -60,14 +59,10 @@ def run_eval(config: EvalConfig) -> None:
     if absent := count - result["classes_drawn"]:
         print(f"{absent} of {count} classes are in no episode and count as 0, as in the protocol")
     low, high = result["miou_interval"]
-    file = result_file(out, result["episodes"]).name
-    if file != "result.json":
-        print(f"{out}/result.json is of more episodes and stays as it is")
-    print(f"written to {out}: {file}, episodes.jsonl")
-    print(
-        f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "
-        f"mIoU {result['miou']:.2f} (95 % interval {low:.2f} to {high:.2f}), "
-        f"FB-IoU {result['fb_iou']:.2f}")
+    print(f"written to {out}: {result_file(out, result['episodes']).name}, episodes.jsonl")
+    print(f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "
+          f"mIoU {result['miou']:.2f} (95 % interval {low:.2f} to {high:.2f}), "
+          f"FB-IoU {result['fb_iou']:.2f}")
 
 
 def run_baselines(config: BaselinesConfig) -> None:
@@ -282,15 +277,22 @@ def run_check(config: CheckConfig) -> int:
 
     good, fold = True, config.fold or 0
     for split in config.parts:
-        benchmark = open_benchmark(
-            config.benchmark, config.data, fold, split, config.splits, config.shots,
-            **config.options())
+        try:
+            benchmark = open_benchmark(
+                config.benchmark, config.data, fold, split, config.splits, config.shots,
+                **config.options())
+        except InputError as error:
+            if not config.annotations or not Path(config.annotations).exists():
+                raise
+            print(f"  {printable(error)}")  # annotations that eval would refuse
+            good = False
+            continue
         lines, split_is_good = check_folder(benchmark, split, config.workers or os.cpu_count() or 1)
         if benchmark.builtin_lists and config.splits != "builtin":
             published = open_benchmark(
                 config.benchmark, config.data, fold, split, "builtin", config.shots)
             lines.append(compare_with_published(split, benchmark, published))
-        print("\n".join(lines))
+        print("\n".join(map(printable, lines)))
         good = good and split_is_good
     print("the folder is good" if good else "the folder is NOT good")
     return 0 if good else 1

@@ -13,7 +13,8 @@ def check_folder(benchmark: Benchmark, split: str, workers: int) -> tuple[list[s
     """Decodes every image and mask of a split's lists.
 
     Returns lines that say what was found, and whether all is well: every file is there and can be
-    decoded, every mask has its image's size and a pixel of the class that it is listed for.
+    decoded, every mask has its image's size and a pixel of the class that it is listed for, and
+    test episodes can be drawn.
     """
     pairs = [(s, c) for c, samples in benchmark.images.items() for s in dict.fromkeys(samples)]
     samples = dict.fromkeys(sample for sample, _ in pairs)
@@ -31,6 +32,11 @@ def check_folder(benchmark: Benchmark, split: str, workers: int) -> tuple[list[s
     present = [pair for pair in pairs if pair[0] not in missing]
     found = run_all(functools.partial(find_fault, benchmark), present, workers, f"check {split}")
     faults = list(dict.fromkeys(fault for fault in found if fault))
+    try:
+        if split == "test":
+            benchmark.draw(benchmark.shots)
+    except InputError as error:  # classes of too few pictures
+        faults.insert(0, str(error))
     lines += [f"  {fault}" for fault in faults[:SHOWN]]
     if faults:
         lines.append(f"{split}: {len(faults)} faults")

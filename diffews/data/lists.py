@@ -89,7 +89,7 @@ def read_json_file(file: Path) -> Any:
     with refuse(f"{file} cannot be read", OSError, ValueError, RecursionError):
         if not file.exists():
             raise InputError(f"{file} does not exist; see datasets/README.md")
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8-sig"))  # Windows tools write a mark first
 
 
 def read_table(folder: Path, name: str) -> tuple[Path, dict[Any, Any]]:

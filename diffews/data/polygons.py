@@ -30,26 +30,29 @@ def segmentation_mask(segmentation: Any, height: int, width: int, where: str) ->
     return coco_mask.decode(coco_mask.frPyObjects(code, height, width) if is_list else code)
 
 
-def check_segmentation(segmentation: Any, height: int, width: int, where: str) -> None:
-    """Raises InputError unless pycocotools can fill it; see `segmentation_mask`."""
+def check_segmentation(segmentation: Any, height: int, width: int, where: str) -> float:
+    """Raises InputError unless pycocotools can fill it; see `segmentation_mask`.
+
+    Returns the area in pixels, roughly: 0 for what marks nothing.
+    """
     if isinstance(segmentation, dict):
         size = segmentation.get("size")
         if size not in ([height, width], (height, width)) or "counts" not in segmentation:
             raise InputError(f"{where}: the run-length code is not of size {height} x {width}")
         with refuse(f"{where}: the run-length code's counts do not fill {height} x {width} pixels",
                     TypeError, ValueError, OverflowError):
-            counts = segmentation["counts"]
-            runs = _run_lengths(counts)
+            runs = _run_lengths(segmentation["counts"])
 
             # pycocotools trusts them: too few leave pixels as memory was, too many write beyond
             if not ((runs >= 0) & (runs <= height * width)).all():
                 raise ValueError(f"a run of {runs.min() if runs.min() < 0 else runs.max()} pixels")
             if (total := int(runs.sum())) != height * width:
                 raise ValueError(f"they fill {total}")
-        return
+        return float(runs[1::2].sum())
 
     if not isinstance(segmentation, list) or not segmentation:
         raise InputError(f"{where}: no polygon and no run-length code")
+    area = 0.0
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise InputError(f"{where}: a polygon needs at least three points, x and y in turn")
@@ -61,6 +64,9 @@ def check_segmentation(segmentation: Any, height: int, width: int, where: str) -
             corners = points.reshape(-1, 2)
             if np.abs(np.diff(corners, axis=0)).max(1).sum() > LONGEST:  # memory goes with it
                 raise ValueError(f"its outline is longer than {LONGEST:g} pixels")
+        x, y = np.clip(corners, 0, (width, height)).T
+        area += abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+    return area
 
 
 def union_mask(codes: Iterable[Any], height: int, width: int, where: str) -> np.ndarray:

@@ -34,7 +34,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except InputError:
         raise
     except Exception as error:  # decoders raise nearly anything
-        if isinstance(error, OSError) and error.errno and not Path(path).is_dir():
+        if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path} cannot be opened ({error.strerror})") from None
         cure = "replace the file"
         raise InputError(f"{path} cannot be decoded ({first_line(error)}); {cure}") from None

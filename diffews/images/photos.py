@@ -23,6 +23,37 @@ def open_photo(path: str | Path) -> tuple[Image.Image, int]:
     return upright_photo(open_image(path), str(path))
 
 
+def open_annotated(
+    path: str | Path, size: tuple[int, int], where: str
+) -> tuple[Image.Image, str]:
+    """Decodes a photo in the view in which it was annotated.
+
+    Args:
+        path: the photo.
+        size: its (width, height) as the annotations say.
+        where: what says so.
+
+    Returns:
+        RGB, upright where that has the size, else as stored; and what a user should know of it.
+
+    Raises:
+        InputError: where neither has the size.
+
+    """
+    stored = open_image(path)
+    upright, turned = upright_photo(stored, str(path))
+    if upright.size == size:
+        both = turned != 1 and stored.size == size
+        return upright, ("photos that EXIF turns fit their annotations as stored, too; they are "
+                         "taken upright" if both else "")
+    if stored.size == size:
+        stored.info.pop("exif", None)
+        return upright_photo(stored, str(path))[0], (
+            "photos that EXIF turns fit their annotations only as stored, and are taken so")
+    raise InputError(f"{path} is {upright.width} x {upright.height}, "
+                     f"{where} says {size[0]} x {size[1]}")
+
+
 def upright_photo(image: Image.Image, name: str) -> tuple[Image.Image, int]:
     """Turns a photo as its EXIF orientation says, and lays what is transparent on white.
 

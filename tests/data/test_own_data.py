@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import types
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -357,9 +358,8 @@ BAD_SEGMENTATIONS = {
 def test_a_wrong_segmentation_is_refused_where_it_is_read(mine, segmentation, words):
     mine.content["annotations"][0]["segmentation"] = segmentation
     mine.file.write_text(json.dumps(mine.content))
-    benchmark = open_mine(mine)
     with pytest.raises(ValueError) as caught:
-        benchmark.decode(benchmark.images[0][0], 0)
+        open_mine(mine)
     assert f"{mine.file}: annotation 0: " in str(caught.value) and words in str(caught.value)
 
 
@@ -548,7 +548,7 @@ def test_a_class_with_one_picture_is_refused_by_its_name(zoo, refused):
         for suffix in (".jpg", ".png"):
             (zoo / "crow" / f"{number}{suffix}").unlink()
     message = refused("episodes", "benchmark=folder", f"data={zoo}", "novel=crow")
-    assert "class 0 (crow) has 1 image" in message
+    assert "novel=crow" in message or "crow (1)" in message
 
 
 def palette_mask(mask, values):
@@ -599,6 +599,128 @@ def test_another_mask_ends_an_evaluation_in_one_line(
     message = refused("eval", "benchmark=folder", f"data={zoo}", "novel=crow", "fold=0", *keys)
     assert str(zoo / "crow") in message and words in message
     assert not (tmp_path / "out").exists()
+
+
+def test_all_bad_annotations_are_listed_at_once(mine):
+    for annotation in mine.content["annotations"][:25]:
+        annotation["segmentation"] = [[1, 1, 9, 9]]
+    mine.file.write_text(json.dumps(mine.content))
+    with pytest.raises(ValueError) as caught:
+        open_mine(mine)
+    message = str(caught.value)
+    assert "25 annotations are bad" in message and "and 5 more" in message
+    assert all(f"annotation {number}:" in message for number in range(20))
+
+
+EDITS = {
+    "names twice": (put("categories", 0, name="owl"), "'owl' stands 2 times in categories"),
+    "ids of two types": (put("categories", 0, id="55"), "'55'"),
+    "an id of nothing": (put("categories", 0, id=None), "None"),
+    "a class in words": (put("annotations", 0, category_id="11"), "category_id '11'"),
+    "a crowd in words": (put("annotations", 0, iscrowd="perhaps"), "'perhaps'"),
+    "shares of the picture": (
+        lambda c: [
+            a.update(segmentation=[[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]) for a in c["annotations"]
+        ],
+        "60 of 60 polygons have all coordinates in [0, 1]",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit, words", EDITS.values(), ids=EDITS)
+def test_what_would_score_something_else_is_refused(mine, edit, words):
+    edit(mine.content)
+    mine.file.write_text(json.dumps(mine.content))
+    with pytest.raises(ValueError) as caught:
+        open_mine(mine)
+    assert str(mine.file) in str(caught.value) and words in str(caught.value)
+
+
+def test_a_byte_order_mark_crowds_in_words_and_spaces_in_names_are_read(mine):
+    for annotation in mine.content["annotations"]:
+        annotation["iscrowd"] = {0: "false", 1: "1"}[annotation.get("iscrowd", 0)]
+    mine.content["categories"][0]["name"] = " toad "
+    plain = open_mine(mine, "train", fold=None)
+    mine.file.write_bytes(b"\xef\xbb\xbf" + json.dumps(mine.content).encode())
+    read = open_mine(mine, "train", fold=None)
+    assert read.images == plain.images and read.class_names == plain.class_names
+
+
+def test_crowds_are_counted_aloud_and_taken_if_asked_for(mine, run):
+    for annotation in mine.content["annotations"]:
+        if annotation["category_id"] == 11 and annotation["image_id"] > 70:
+            annotation["iscrowd"] = 1
+    mine.file.write_text(json.dumps(mine.content))
+    words = ["check", *mine.words, "novel=lynx", "workers=1"]
+    said = run(*words).err
+    assert "owl (7)" in said and "crowd=object" in said
+    assert len(open_mine(mine, novel=["owl"], crowd="object").images[0]) == 8
+    assert "crowd" not in run(*words, "crowd=object").err
+
+
+def test_classes_of_too_few_pictures_are_left_out_and_folds_are_of_the_others(mine, zoo, run):
+    mine.content["categories"] += [
+        {"id": 1, "name": "things", "supercategory": "none"},
+        {"id": 2, "name": "yeti"},
+    ]
+    for category in mine.content["categories"][:5]:
+        category["supercategory"] = "things"
+    mine.file.write_text(json.dumps(mine.content))
+    outcome = run("check", *mine.words, "folds=1", "workers=1")
+    assert outcome.code == 0 and "5 classes" in outcome.out
+    assert "things" in outcome.err and "yeti (0)" in outcome.err
+    assert open_mine(mine, fold=0, folds=5).class_names[1] == "owl"
+
+    for file in (zoo / "crow").glob("[12].*"):
+        file.unlink()
+    outcome = run("check", "benchmark=folder", f"data={zoo}", "folds=1", "workers=1")
+    assert outcome.code == 0 and "4 classes" in outcome.out and "crow (1)" in outcome.err
+
+
+def test_class_names_may_hold_commas(mine):
+    mine.content["categories"][4]["name"] = "owl, barn"
+    mine.file.write_text(json.dumps(mine.content))
+    assert open_mine(mine, novel=["owl", " barn", "newt"]).class_ids == [0, 2]
+
+
+def test_annotations_of_no_area_are_said(mine, run):
+    mine.content["annotations"][0]["segmentation"] = [[5, 5, 5, 5, 5, 5]]
+    mine.content["annotations"][4]["segmentation"] = [[500, 5, 590, 5, 590, 50]]
+    mine.file.write_text(json.dumps(mine.content))
+    said = run("check", *mine.words, "novel=newt", "workers=1").err
+    assert "2 annotations mark no area" in said
+
+
+def turned_photos(mine, picture, tag, stored):
+    """Every photo is turned by EXIF; `stored` makes its file from the upright picture."""
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    for number in range(20):
+        file = mine.photos / "set" / f"{number}.png"
+        stored(picture(number, WIDTH, HEIGHT)).save(file, exif=exif)
+        mine.content["images"][number]["file_name"] = f"set/{number}.png"
+    mine.file.write_text(json.dumps(mine.content))
+
+
+@pytest.mark.parametrize(
+    "tag, turn, said",
+    [
+        (6, Image.Transpose.ROTATE_90, None),  # only the upright view fits
+        (3, Image.Transpose.ROTATE_180, "upright"),  # both do
+        (6, None, "as stored"),
+    ],
+)
+def test_annotated_photos_are_taken_in_the_view_that_fits(mine, picture, tag, turn, said):
+    turned_photos(mine, picture, tag, lambda p: p if turn is None else p.transpose(turn))
+    benchmark = open_mine(mine)
+    sample = benchmark.images[0][0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        decoded = benchmark.decode(sample, 0)
+    number = int(sample.name[4:-4])
+    assert decoded.image.tobytes() == picture(number, WIDTH, HEIGHT).tobytes()
+    told = [str(w.message) for w in caught if "EXIF" in str(w.message)]
+    assert len(told) == bool(said) and (said or "") in "".join(told)
 
 
 # ---- from pictures to weights to figures ----

@@ -119,7 +119,10 @@ def answer(case: Case, outcome: Outcome) -> dict:
     for file in written_files(case.folder):
         if file.is_file():
             digest.update(str(file.relative_to(case.folder)).encode(errors="surrogateescape"))
-            digest.update(TIMES.sub(b"", file.read_bytes()))
+            content = file.read_bytes()
+            if file.suffix == ".safetensors":  # its writer orders the metadata as it likes
+                content = bytes(sorted(content[:4096])) + content[4096:]
+            digest.update(TIMES.sub(b"", content))
     return {
         "faults": faults(case, outcome),
         "code": outcome.code,

@@ -12,7 +12,7 @@ class Detectron2(CocoJson):
     """dataset: a name in detectron2's catalogue whose annotations have segmentations."""
 
     def read_lists(self, dataset: str = "", folds: int = 4,  # type: ignore[override]
-                   novel: Sequence[str] = ()) -> None:
+                   novel: Sequence[str] = (), crowd: str = "ignore") -> None:
         if not dataset:
             raise InputError("benchmark=detectron2 needs dataset=NAME, "
                              "a name in detectron2's catalogue")
@@ -31,7 +31,7 @@ class Detectron2(CocoJson):
             raise InputError(f"dataset={dataset} names no classes; "
                              "set thing_classes in detectron2's MetadataCatalog")
         self.file, self.images_folder = Path(f"detectron2:{dataset}"), Path("/")
-        self.set_content(from_catalogue(entries, names, dataset), folds, novel)
+        self.set_content(from_catalogue(entries, names, dataset), folds, novel, crowd)
 
 
 def from_catalogue(entries: Sequence[dict[str, Any]], names: Sequence[str],
