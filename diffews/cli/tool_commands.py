@@ -46,7 +46,8 @@ def run_export(config: ExportConfig) -> None:
     from diffews.tools.init_base import export_weights
 
     with one_writer(Path(config.out), new=True):
-        export_weights(source, Path(config.out), torch_dtype(config.dtype))
+        export_weights(
+            source, Path(config.out), torch_dtype(config.dtype), config.include_base)
     print(f"wrote {config.out}")
 
 

@@ -98,6 +98,8 @@ def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> 
         recorded = folder / name
         is_here = recorded.is_dir() and not name.startswith(HUB)
         candidates.insert(0, recorded if is_here else resolve(name, may_fetch=False))
+    if isinstance(record.get("base_path"), str):  # of an exported folder, which may have moved
+        candidates.insert(1, Path(record["base_path"]))
     for candidate in candidates:
         if (candidate / "vae").is_dir():
             return check_base(candidate, f"base {candidate}")
