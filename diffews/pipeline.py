@@ -194,8 +194,12 @@ class DiffewsPipeline(DiffusionPipeline):
         for member in range(self.ensemble):
             answer = generation.sample(predict, latents, self.denoising_steps, member)
             decoded.append(decode_latents(vae, answer.to(vae.dtype)))
-        rgb = quantize(torch.stack(decoded).mean(0))  # [B, 3, S, S] uint8
-        return Segmentation(self.method.supervision.recover(rgb, pixels.to(rgb.device)))
+        mean = torch.stack(decoded).mean(0)
+        rgb = quantize(mean)  # [B, 3, S, S] uint8
+        scores = self.method.supervision.recover(rgb, pixels.to(rgb.device))
+        finite = torch.isfinite(mean).flatten(1).all(1) & torch.isfinite(scores).flatten(1).all(1)
+        kinds = (str(module.dtype).removeprefix("torch.") for module in (self.unet, vae))
+        return Segmentation(scores, finite, "UNet in {}, VAE in {}".format(*kinds))
 
     def _prepare(self, features: Sequence[Tensor], masks: Tensor, shots: int) -> SupportBank:
         support = self.method.injection.join(features, masks)
@@ -307,7 +311,9 @@ class DiffewsPipeline(DiffusionPipeline):
         for start in range(0, len(images), batch):
             pixels, shapes = prepare_images(images[start : start + batch], size, own_size)
             part = bank if bank.batch == 1 else bank[start : start + batch]
-            found = self.segment(pixels, part).at_sizes(shapes, threshold, threshold_rule)
+            named = [f"query {start + row}" for row in range(len(shapes))]
+            answer = self.segment(pixels, part).check(named)
+            found = answer.at_sizes(shapes, threshold, threshold_rule)
             output.masks += [mask for mask, _ in found]
             output.scores += [score for _, score in found]
         return output
@@ -351,7 +357,8 @@ class DiffewsPipeline(DiffusionPipeline):
             labels = [np.zeros(shape, np.uint8) for shape in shapes]
 
             for number, bank in enumerate(banks, start=1):
-                answer = self.segment(pixels, bank, latents)
+                named = [f"query {start + row}" for row in range(len(shapes))]
+                answer = self.segment(pixels, bank, latents).check(named)
                 found = answer.at_sizes(shapes, threshold, threshold_rule)
                 for row, (mask, score) in enumerate(found):
                     wins = mask & (score > best[row])

@@ -433,3 +433,15 @@ def test_latents_are_the_posteriors_mean_scaled(pipe, picture):
 
 def test_pipe_and_unet_agree_on_the_class(weight):
     assert type(load_unet(weight / "unet" / "unet", torch.float32)) is diffews.DiffewsUNet
+
+
+def test_a_query_whose_picture_is_not_finite_is_no_black_mask(pipe, monkeypatch):
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), np.uint8)
+    bank = pipe.encode_support(image, mask)
+    monkeypatch.setattr(
+        "diffews.pipeline.decode_latents",
+        lambda vae, latents: torch.full((1, 3, 64, 64), float("inf")),
+    )
+    for call in (lambda: pipe([image] * 2, bank), lambda: pipe.label(image, [bank])):
+        with pytest.raises(InputError, match=r"query 0: .*float32.* not finite"):
+            call()

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = lambda message, *_: print(
-        f"diffews: warning: {message}", file=sys.stderr)
+        f"diffews: warning: {printable(message)}", file=sys.stderr)
     try:
         with _ended_by_sigterm():
             run, config = read_words(words)
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"diffews: {'terminated' if is_term else 'interrupted'}; {how}", file=sys.stderr)
         return 143 if is_term else 130
 
-    print(f"diffews: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"diffews: error: {printable(message.strip())}", file=sys.stderr)
     return 2
 
 

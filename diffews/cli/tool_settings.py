@@ -114,6 +114,8 @@ class ExportConfig:
     base: str | None = model_key(
         None, "the base to record; by default the one that the weight dir names")
     dtype: str = output_key("fp16", "precision in which the weights are stored", DTYPES)
+    include_base: bool = output_key(
+        False, "also copy the base into the folder, which is then whole and can go anywhere")
     out: str = output_key(
         REQUIRED, "folder to write: unet/unet, and what was recorded; must not exist")
 

@@ -19,6 +19,7 @@ from diffews.data.prefetch import stream
 from diffews.data.training import Renderings
 from diffews.errors import InputError, refuse
 from diffews.runtime.files import check_run, open_run
+from diffews.runtime.finite import check_finite
 
 TODO, DONE, EMPTY = 0, 1, 2  # state of a row; EMPTY: done, and the mask has no pixel
 CHUNK = 1 << 24  # bytes that are written at once
@@ -151,7 +152,10 @@ class LatentCache:
 
         with tqdm(total=len(missing), unit="latent", disable=process > 0, desc="cache") as bar:
             for row, pixels, mask in stream(self._read_row, missing, workers):
-                arrays["latents"][row] = encode(pixels).cpu().numpy()
+                encoded = encode(pixels)
+                picture = f"cache={self.folder}: {self.keys[row][0].name}"
+                check_finite([("its latents", encoded)], picture)
+                arrays["latents"][row] = encoded.cpu().numpy()
                 if mask is not None and "masks" in arrays:
                     arrays["masks"][row - self.first_mask] = np.packbits(mask)
                 # last, so that a kill leaves the row to do

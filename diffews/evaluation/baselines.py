@@ -97,7 +97,7 @@ def swapped_support(
 
     for index, (old_episode, new_episode) in enumerate(tqdm(pairs, unit="episode", desc="swapped")):
         group = read_group(new, [index])
-        found = segment_group(pipeline, group, config.shots)
+        found = segment_group(pipeline, group, config.shots).check(group.names)
         masks = found.masks(config.threshold, config.threshold_rule)
         shown.add(new_episode.class_id, *count_pixels(masks, group)[0].tolist())
         counts = count_pixels(masks, read_group(old, [index]))

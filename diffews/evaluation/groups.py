@@ -1,7 +1,7 @@
 """Groups of episodes that are computed together: decoded, segmented, counted on their device."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffews.data.episodes import EpisodeDataset, DecodedSample, Sample
-from diffews.images.masks import Segmentation
+from diffews.images.masks import Segmentation, check_decoded
 from diffews.images.paint import to_pixels
 from diffews.pipeline import DiffewsPipeline
 
@@ -24,6 +24,7 @@ class Group:
         support_rgb, support_masks: [B*S, 3, H, W] and [B*S, H, W].
         distinct: [B + 2*B*S], the same number for the same picture: queries, supports, masks.
         originals: the queries at their own size, each once, if they are asked for.
+        names: of the queries, [B].
 
     """
 
@@ -35,6 +36,7 @@ class Group:
     support_masks: Tensor
     distinct: Tensor
     originals: list[DecodedSample]
+    names: list[str] = field(default_factory=list)
 
     def shown(
         self, row: int
@@ -91,7 +93,8 @@ def read_group(dataset: EpisodeDataset, indices: list[int], originals: bool = Fa
         query_ignore=_stack(ignore) if ignore else None,
         support_rgb=_stack([episode.support_rgb for episode in episodes]).flatten(0, 1),
         support_masks=_stack([episode.support_masks for episode in episodes]).flatten(0, 1),
-        distinct=torch.tensor([numbers[key] for key in keys]), originals=own)
+        distinct=torch.tensor([numbers[key] for key in keys]), originals=own,
+        names=[episode.query_name for episode in episodes])
 
 
 @torch.no_grad()
@@ -155,6 +158,7 @@ class Answer:
         counts: [T, B, 2, 2] as `count_pixels` gives them, at T thresholds.
         masks: bool [B, H, W] at the first threshold.
         own_size: masks, bool (H_i, W_i), of the group's originals.
+        finite, dtypes: as in `Segmentation`.
         ready: on a GPU, the event after which counts and masks have arrived in main memory.
 
     """
@@ -163,12 +167,20 @@ class Answer:
     counts: Tensor
     masks: Tensor
     own_size: list[np.ndarray]
+    finite: Tensor
+    dtypes: str = ""
     ready: Any = None
 
     def wait(self) -> "Answer":
-        """Waits until everything has arrived."""
+        """Waits until everything has arrived.
+
+        Raises:
+            InputError: for a query whose decoded picture holds what is no number.
+
+        """
         if self.ready is not None:
             self.ready.synchronize()
+        check_decoded(self.finite.tolist(), self.group.names, self.dtypes)
         return self
 
 
@@ -192,12 +204,15 @@ def count_group(
         rows = Segmentation(segmentation.rgb[: len(shapes)])
         own_size = [mask for mask, _ in rows.at_sizes(shapes, *thresholds[0])]
 
+    finite = segmentation.finite
+    if finite is None:
+        finite = torch.ones(len(segmentation.rgb), dtype=torch.bool, device=masks.device)
     if masks.device.type != "cuda":
-        return Answer(group, counts, masks[0], own_size)
-    counts, first = (_to_pinned(tensor) for tensor in (counts, masks[0]))
+        return Answer(group, counts, masks[0], own_size, finite, segmentation.dtypes)
+    counts, first, finite = (_to_pinned(tensor) for tensor in (counts, masks[0], finite))
     ready = torch.cuda.Event()
     ready.record()
-    return Answer(group, counts, first, own_size, ready)
+    return Answer(group, counts, first, own_size, finite, segmentation.dtypes, ready)
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:

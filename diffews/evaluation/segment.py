@@ -132,7 +132,7 @@ def report(queries: Queries) -> None:
     if queries.unreadable:
         print(f"diffews: {len(queries.unreadable)} could not be read:", file=sys.stderr)
     for error in queries.unreadable.values():
-        print(f"  {printable(' '.join(error.split()))}", file=sys.stderr)
+        print(f"  {printable(error.strip())}", file=sys.stderr)
 
 
 def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:

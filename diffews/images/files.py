@@ -31,6 +31,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         if Path(path).suffix.lower() in (*HEIF_SUFFIXES, ".avif"):
             cure = "install pillow-heif (pip install 'diffews[heif]'), or replace the file"
         raise InputError(f"{path} is no picture that can be read; {cure}") from None
+    except InputError:
+        raise
     except Exception as error:  # decoders raise nearly anything
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path} cannot be opened ({error.strerror})") from None

@@ -86,16 +86,39 @@ def scores_and_limit(rgb: "Tensor", threshold: float, rule: str) -> "tuple[Tenso
     return scores, threshold * peak
 
 
+def check_decoded(finite: Sequence[bool], names: Sequence[str], dtypes: str) -> None:
+    """Raises InputError for the first of the queries that are not finite, by its name."""
+    for good, name in zip(finite, names, strict=False):
+        if not good:
+            raise InputError(
+                f"{name}: the decoded picture ({dtypes}) holds values that are not finite; "
+                "give dtype=fp32, or other weights")
+
+
 @dataclass(frozen=True)
 class Segmentation:
     """What the model says of B queries, at the size (S, S) at which it works.
 
     Attributes:
         rgb: the decoded target as scores, [B, 3, S, S] in [0, 1].
+        finite: whether all that was decoded were numbers, bool [B]; None: it is known that they
+            are. What is not finite would be black, see `check`.
+        dtypes: in what precision it was computed, in words.
 
     """
 
     rgb: "Tensor"
+    finite: "Tensor | None" = None
+    dtypes: str = ""
+
+    def check(self, names: Sequence[str]) -> "Segmentation":
+        """Raises InputError for a query whose decoded picture holds what is no number.
+
+        Waits for the GPU.
+        """
+        if self.finite is not None:
+            check_decoded(self.finite.tolist(), names, self.dtypes)
+        return self
 
     def masks(self, threshold: float, rule: str) -> "Tensor":
         """Thresholds the scores -> bool [B, S, S]; see `scores_and_limit`."""

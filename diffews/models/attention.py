@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffews.errors import InputError
 from diffews.runtime.files import write_atomic
+from diffews.runtime.finite import check_finite
 
 
 class SupportBank:
@@ -140,6 +141,7 @@ class SupportBank:
             f"{layer}.{part}": tensor.contiguous()
             for layer, tensors in self._layers.items()
             for part, tensor in zip(_PARTS, tensors, strict=False)}
+        check_finite(tensors.items(), f"{path}, not written", "encode the support in dtype=fp32")
         metadata = {"shots": str(self.shots), "weights": weights}
         write_atomic(Path(path), save(tensors, metadata=metadata))
 
@@ -166,10 +168,16 @@ class SupportBank:
             found = {
                 layer: tuple(parts[part] for part in _PARTS[: max(2, len(parts))])
                 for layer, parts in layers.items()}
+            _check_shapes(found, shots)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(
                 f"{path} is not a support bank ({error}); write one with SupportBank.save"
             ) from error
+
+        for layer, parts in layers.items():
+            check_finite(
+                ((f"{layer}.{part}", tensor) for part, tensor in parts.items()), str(path),
+                "encode the support again")
 
         # keys and values mean nothing to other weights
         if weights and metadata.get("weights") and metadata["weights"] != weights:
@@ -184,6 +192,17 @@ class SupportBank:
 
 
 _PARTS = ("key", "value", "seen")  # of a layer, in a bank's file
+
+
+def _check_shapes(layers: dict[str, tuple[Tensor, ...]], shots: int) -> None:
+    """Raises ValueError unless every layer holds so many shots of the same support sets."""
+    sets = {tensors[0].shape[0] for tensors in layers.values() if tensors[0].ndim}
+    for layer, (key, value, *seen) in layers.items():
+        if key.ndim != 3 or key.shape != value.shape or shots < 1 or key.shape[1] % shots:
+            raise ValueError(f"{layer}: key {list(key.shape)}, value {list(value.shape)} are not "
+                             f"those of {shots} shots")
+        if len(sets) != 1 or any(part.shape != (*key.shape[:2], 1) for part in seen):
+            raise ValueError(f"{layer}: not of as many support sets or tokens as the rest")
 
 
 def _parts(tensors: tuple[Tensor, ...], hides: bool) -> tuple[Tensor, ...]:

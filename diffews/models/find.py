@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffews.errors import InputError
+from diffews.errors import InputError, shorten
 from diffews.models.hub import HUB, resolve
 from diffews.runtime.files import hash_files, read_json, write_atomic
 
@@ -98,6 +98,8 @@ def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> 
         recorded = folder / name
         is_here = recorded.is_dir() and not name.startswith(HUB)
         candidates.insert(0, recorded if is_here else resolve(name, may_fetch=False))
+    if isinstance(record.get("base_path"), str):  # of an exported folder, which may have moved
+        candidates.insert(1, Path(record["base_path"]))
     for candidate in candidates:
         if (candidate / "vae").is_dir():
             return check_base(candidate, f"base {candidate}")
@@ -142,8 +144,10 @@ def vae_factor(base: Path) -> int:
     """Returns the `latent_factor` of a base's VAE."""
     config = base / "vae" / "config.json"
     channels = read_json(config).get("block_out_channels")
-    if not isinstance(channels, list) or not channels:
-        raise InputError(f"{config}: block_out_channels is missing; is this a VAE?")
+    if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
+        raise InputError(
+            f"{config}: block_out_channels is {shorten(channels)}, no list of 1 to 16; is this a "
+            "VAE?")
     return latent_factor(channels)
 
 
@@ -209,9 +213,16 @@ def weight_files(folder: Path) -> list[Path]:
     if ".index." not in file.name:
         return [file]
     shards = read_json(file).get("weight_map")
-    if not isinstance(shards, dict):
+    if not isinstance(shards, dict) or not shards:
         raise InputError(f"{file} lacks the key 'weight_map'")
-    return [file, *sorted({folder / str(shard) for shard in shards.values()})]
+    names = sorted({str(shard) for shard in shards.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(
+                f"{file} names {shorten(name)}, which is no safetensors file beside it")
+        if not (folder / name).is_file():
+            raise InputError(f"{file} names {shorten(name)}, which is not there")
+    return [file, *(folder / name for name in names)]
 
 
 def refuse_pickles(*folders: Path) -> None:

@@ -13,14 +13,17 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from transformers.utils import logging as transformers_logging
 
 from diffews.errors import InputError, refuse
+from diffews.models.checks import check_config
 from diffews.models.find import (
     SMALL_VAE_FILES, check_small_vae, refuse_pickles, weight_files)
 from diffews.models.hub import resolve
 from diffews.models.token_unet import TokenUNet
 from diffews.models.unet import DiffewsUNet
 from diffews.runtime.files import read_json
+from diffews.runtime.finite import check_finite
 
 TEXT_KEYS = ("eval", "train")
+DAMAGED = "the file is damaged, or its values do not fit this precision"
 UNETS = {  # what config.json may call them
     **dict.fromkeys(
         ("DiffewsUNet", "MyUNet2DConditionModel", "UNet2DConditionModel"), DiffewsUNet),
@@ -57,6 +60,7 @@ def start_unet(
         if not missing:
             return unet
     else:
+        check_config(DiffewsUNet, folder, with_weights=False)
         torch.manual_seed(seed)
         unet = DiffewsUNet.from_config(read_json(folder / "config.json"))
     unet.start_support_stem()
@@ -69,6 +73,7 @@ def _start_token_unet(base: Path, dtype: torch.dtype, seed: int) -> DiffewsUNet:
         raise InputError(
             f"{base}: no image_encoder/config.json in it, which interaction=cross_attention needs")
 
+    check_config(CLIPVisionModelWithProjection, folder, _has_weights(folder))
     torch.manual_seed(seed)
     settings = {**plain.config, "image_encoder_config": read_json(folder / "config.json")}
     unet = TokenUNet.from_config(settings).to(dtype)
@@ -80,6 +85,7 @@ def _start_token_unet(base: Path, dtype: torch.dtype, seed: int) -> DiffewsUNet:
         with refuse(f"{folder} does not load", cure=cure):
             encoder = _read(CLIPVisionModelWithProjection, folder, dtype=dtype)
             unet.image_encoder.load_state_dict(encoder.state_dict())
+            check_finite(encoder.named_parameters(), str(folder), DAMAGED)
         unet.image_encoder.requires_grad_(False)
     return unet
 
@@ -111,7 +117,8 @@ def load_small_vae(
     """
     try:
         found = resolve(str(folder), SMALL_VAE_FILES)
-        check_small_vae(found, part, vae.config, vae_sha256)
+        with refuse("config.json is not that of a small VAE", TypeError, ArithmeticError):
+            check_small_vae(found, part, vae.config, vae_sha256)
         if not allow_bin:
             refuse_pickles(found)
         return load_module(AutoencoderTiny, found, vae.dtype)
@@ -137,6 +144,7 @@ def _load(
     may_lack: how the names of those begin that may be missing.
     """
     file, config = weight_files(folder)[0], folder / "config.json"
+    check_config(cls, folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would warn of is checked below
     try:
@@ -162,6 +170,8 @@ def _load(
         cure = "; make a base of it with `diffews init-base`" if is_plain else ""
         raise InputError(
             f"{folder}: the weights lack {len(lacking)} tensors, the first is {lacking[0]}{cure}")
+    have = ((name, p) for name, p in module.named_parameters() if name not in missing)
+    check_finite(have, str(file), DAMAGED)
     return module, missing
 
 
@@ -189,11 +199,17 @@ def load_text(base: Path) -> dict[str, Tensor]:
         return encode_empty_prompt(base)
     with refuse(f"{file} cannot be read", cure="it needs the keys eval and train"):
         text = load_file(file)
+        shapes = [list(text[key].shape) for key in TEXT_KEYS]
+        if any(len(shape) != 3 or shape[0] != 1 or 0 in shape for shape in shapes) or (
+                shapes[0][2] != shapes[1][2]):
+            raise ValueError(f"eval and train have the shapes {shapes}, not [1, tokens, C]")
+        check_finite(text.items(), str(file), DAMAGED)
         return {key: text[key].float() for key in TEXT_KEYS}
 
 
 def save_text(text: dict[str, Tensor], folder: Path) -> None:
     """Writes the empty prompt's embeddings as `text.safetensors`."""
+    check_finite(text.items(), f"{folder}/text.safetensors, not written")
     save_file({key: text[key].contiguous() for key in TEXT_KEYS}, folder / "text.safetensors")
 
 
@@ -202,11 +218,16 @@ def encode_empty_prompt(base: Path) -> dict[str, Tensor]:
     transformers_logging.disable_progress_bar()
     ids, folder = empty_prompt_ids(base), base / "text_encoder"
     file = weight_files(folder)[0]
+    try:
+        check_config(CLIPTextModel, folder)
+    except InputError as error:
+        raise InputError(f"{folder} does not load ({error})") from error
     with refuse(f"{folder} does not load"):
         encoder, info = _read(
             CLIPTextModel, folder, dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"]:
         raise InputError(f"{file} lacks {len(info['missing_keys'])} tensors of the text encoder")
+    check_finite(encoder.named_parameters(), str(file), DAMAGED)
 
     with torch.no_grad():
         return {

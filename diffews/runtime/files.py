@@ -69,6 +69,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     try:
         yield partial
+        mode = partial.stat().st_mode & 0o666  # as the umask says; safetensors keeps its files
+        for file in partial.rglob("*"):  # to their owner
+            if file.is_file():
+                file.chmod(mode)
         partial.rename(path)
     except SafetensorError as error:
         shutil.rmtree(partial, ignore_errors=True)

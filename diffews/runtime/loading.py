@@ -13,6 +13,7 @@ from diffews.models.weights import load_small_vae, load_text, load_unet, load_va
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
     all_cores, exact_arithmetic, half_precision, memory_advice, pick_device, torch_dtype, vae_dtype)
+from diffews.runtime.files import read_json
 from diffews.variants import Variant
 
 if TYPE_CHECKING:
@@ -95,21 +96,28 @@ def build_pipeline(
     """
     if not allow_bin:
         refuse_pickles(source.unet, *base_folders(source.base))
-    unet = load_unet(source.unet, dtype)
-    vae = load_vae(source.base, vae_dtype(dtype))
-    small = {
-        part: load_small_vae(folder, part, vae, allow_bin, hash_vae(source.base))
-        for part, folder in (("encoder", encoder), ("decoder", decoder)) if folder is not None}
-    text = load_text(source.base)
 
     # the paper's choices that these weights were trained with
     variant_keys = source.record.get("variant")
     try:
-        Variant.read(variant_keys)
+        variant = Variant.read(variant_keys)
     except InputError as error:
         raise InputError(f"{source.path / RECORD}: {error}") from None
+    reads_pixels = variant.build().interaction.reads_pixels
+    name = read_json(source.unet / "config.json").get("_class_name")
+    if reads_pixels and name != "TokenUNet":
+        raise InputError(
+            f"{source.path / RECORD}: variant says interaction={variant.interaction}, which needs "
+            f"a TokenUNet; {source.unet / 'config.json'} is of a {name}")
 
     size = source.image_size()
+
+    # the largest part last: what is wrong with the others is said without waiting for it
+    vae = load_vae(source.base, vae_dtype(dtype))
+    small = {
+        part: load_small_vae(folder, part, vae, allow_bin, hash_vae(source.base))
+        for part, folder in (("encoder", encoder), ("decoder", decoder)) if folder is not None}
+    text, unet = load_text(source.base), load_unet(source.unet, dtype)
     pipeline = DiffewsPipeline(unet, vae, text, size, **small, variant_keys=variant_keys)
     return pipeline.to(pick_device(str(device)))
 

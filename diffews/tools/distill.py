@@ -20,6 +20,7 @@ from diffews.models.vae import decode_latents, encode_latents
 from diffews.models.weights import load_vae
 from diffews.runtime.device import exact_arithmetic, memory_advice, pick_device
 from diffews.runtime.files import new_folder, versions
+from diffews.runtime.finite import check_finite
 
 if TYPE_CHECKING:
     from diffews.cli.tool_settings import DistillConfig
@@ -55,6 +56,7 @@ def distill_decoder(config: "DistillConfig", base: Path, out: Path) -> tuple[int
         **{name: getattr(config, name) for name in ("image_size", "steps", "seed")},
         "config": asdict(config),
         "versions": versions()}
+    check_finite(small.half().named_parameters(), f"{out}, not written", "give a lower lr=")
     with new_folder(out) as folder:
         small.half().save_pretrained(folder)
         write_record(folder, out, record)

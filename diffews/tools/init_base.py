@@ -1,5 +1,6 @@
 """Turns a Stable Diffusion folder into a base, and trained weights into a folder to hand on."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import torch
 
 from diffews.errors import InputError
 from diffews.models.find import (
-    WeightDir, check_base, refuse_pickles, weight_files, write_record)
+    RECORD, WeightDir, base_folders, check_base, refuse_pickles, weight_files, write_record)
 from diffews.models.hub import BASE_FILES, resolve
-from diffews.models.weights import encode_empty_prompt, load_unet, load_vae, start_unet
+from diffews.models.weights import (
+    encode_empty_prompt, load_text, load_unet, load_vae, save_text, start_unet)
 from diffews.pipeline import DiffewsPipeline
-from diffews.runtime.files import check_new, new_folder
+from diffews.runtime.files import check_new, new_folder, write_atomic
 
 COPIED = ("text_encoder", "tokenizer")  # the reference's own code reads these of a base
 
@@ -57,13 +59,28 @@ def _check_inside(source: Path, part: Path) -> None:
             raise InputError(f"{file} is neither file nor folder; remove it")
 
 
-def export_weights(source: WeightDir, out: Path, dtype: torch.dtype) -> None:
+def export_weights(
+        source: WeightDir, out: Path, dtype: torch.dtype, include_base: bool = False) -> None:
     """Writes the UNet of a weight dir or checkpoint as `out`/unet/unet, with its record.
 
-    dtype: the precision in which it is stored.
+    dtype: the precision in which it is stored. include_base: copies what evaluation reads of the
+    base to `out`/base, so that the folder is whole; else the record says where the base lies, from
+    `out` and from the root, so that either may move.
     """
     check_new(out)
-    refuse_pickles(source.unet)
+    refuse_pickles(source.unet, *base_folders(source.base) * include_base)
     with new_folder(out) as folder:
         load_unet(source.unet, dtype).save_pretrained(folder / "unet" / "unet")
-        write_record(folder, out, {**source.record, "base": str(source.base)})
+        if not include_base:
+            place = str(source.base.resolve())
+            write_record(folder, out, {**source.record, "base": place, "base_path": place})
+            return
+
+        load_vae(source.base, torch.float32)  # what is copied is a VAE
+        vae = source.base / "vae"
+        (folder / "base" / "vae").mkdir(parents=True)
+        for file in (vae / "config.json", *weight_files(vae)):
+            shutil.copyfile(file, folder / "base" / "vae" / file.name)
+        save_text(load_text(source.base), folder / "base")
+        record = {**source.record, "base": "base"}
+        write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")

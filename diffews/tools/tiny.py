@@ -18,6 +18,7 @@ from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import save_text
 from diffews.runtime.device import exact_arithmetic
 from diffews.runtime.files import new_folder, write_atomic
+from diffews.runtime.finite import check_finite
 
 if TYPE_CHECKING:
     from diffews.cli.tool_settings import TinyBaseConfig
@@ -63,6 +64,7 @@ def make_tiny_base(config: "TinyBaseConfig", out: Path) -> None:
     train_vae(vae, images, classes, config)
     vae.eval().register_to_config(scaling_factor=measure_scaling(vae, images, classes))
 
+    check_finite(vae.half().named_parameters(), f"{out}, not written")
     with new_folder(out) as folder:
         vae.half().save_pretrained(folder / "vae")
         DiffewsUNet(**UNET).save_config(folder / "unet")

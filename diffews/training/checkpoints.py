@@ -11,8 +11,10 @@ from diffews.errors import InputError, first_line
 from diffews.models.find import write_record
 from diffews.models.unet import DiffewsUNet
 from diffews.runtime.files import new_folder
+from diffews.runtime.finite import check_finite
 
 STATE_FILE = "training.pt"
+SPOILT = "the training has failed; go on from an earlier checkpoint with a lower lr="
 
 
 def save_checkpoint(
@@ -32,6 +34,7 @@ def save_checkpoint(
     """
     folder = out / f"checkpoint-{step}"
     if not folder.exists():
+        check_finite(unet.named_parameters(), f"{folder}, not written", SPOILT)
         with new_folder(folder) as partial:
             unet.save_pretrained(partial / "unet")
             write_record(partial, folder, record)
@@ -50,6 +53,7 @@ def _save_state(state: dict[str, Any], path: Path) -> None:
 
 def save_weight_dir(out: Path, unet: DiffewsUNet, record: dict[str, Any]) -> None:
     """Writes out/unet/unet/, the layout of the released weights, and the record beside it."""
+    check_finite(unet.named_parameters(), f"{out / 'unet'}, not written", SPOILT)
     write_record(out, out, record)
     if not (out / "unet").exists():
         with new_folder(out / "unet") as partial:

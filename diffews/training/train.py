@@ -22,7 +22,7 @@ from diffews.data.latents import LatentCache
 from diffews.data.prefetch import stream
 from diffews.data.training import (
     BatchReader, EpisodeReader, PixelReader, Renderings, TrainingBatch, TrainingEpisodes)
-from diffews.errors import InputError, says_how_to_go_on
+from diffews.errors import InputError, printable, says_how_to_go_on
 from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores
 from diffews.images.drawing import panel, save_image
@@ -161,7 +161,8 @@ class Trainer:
         if accelerator.is_main_process:
             for class_id in self.episodes.skipped:
                 name = f"class {class_id} ({self.benchmark.class_names[class_id]})"
-                print(f"{name} has fewer than two pictures and is skipped", file=sys.stderr)
+                print(f"{printable(name)} has fewer than two pictures and is skipped",
+                      file=sys.stderr)
 
         # the batches of this process, from where the run stands
         last = min(config.steps, config.stop_at or config.steps)
@@ -308,7 +309,8 @@ class Trainer:
         scores, panels = Scores(dataset.class_ids), []
         for index, episode in enumerate(dataset.episodes):
             group = read_group(dataset, [index])
-            masks = segment_group(pipeline, group, self.config.shots).masks(0.25, "reference")
+            found = segment_group(pipeline, group, self.config.shots).check(group.names)
+            masks = found.masks(0.25, "reference")
             scores.add(episode.class_id, *count_pixels(masks, group)[0].tolist())
             if index < PANELS:
                 supports, query, truth = group.shown(0)

@@ -205,3 +205,11 @@ def test_python_m_diffews_is_the_command(tmp_path):
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("diffews: error: ") and "'shot'" in bad.stderr
     assert bad.stderr.count("\n") == 1
+
+
+def test_control_characters_and_newlines_of_names_are_shown_as_text(refused, tmp_path):
+    """A newline in a name makes no second line, an escape sequence colours nothing."""
+    for name in ("red\x1b[31m", "two\nlines", "back\u202ewards", "bell\x07"):
+        message = refused("eval", f"weight={tmp_path / name}", "fold=0")
+        shown = name.encode("unicode_escape").decode()
+        assert shown in message and name not in message

@@ -18,8 +18,9 @@ from eval_runs import lines, mask, result
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import diffews
+import diffews.pipeline
 from diffews.cli.settings import EvalConfig
+from diffews.data.registry import load_benchmark
 from diffews.evaluation.groups import make_groups
 from diffews.evaluation.metrics import Scores
 
@@ -266,6 +267,22 @@ def test_fewer_episodes_of_a_finished_run_are_a_result_of_their_own(
         by_hand.add(record["class_id"], record["inter"], record["union"])
     assert fewer["miou"] == pytest.approx(by_hand.miou())
     assert fewer["fb_iou"] == pytest.approx(by_hand.fb_iou())
+
+
+def test_a_decoded_picture_that_is_not_finite_is_named_and_nothing_is_written(
+    refused, golden_words, coco, monkeypatch, tmp_path
+):
+    decode = diffews.pipeline.decode_latents
+
+    def overflow(vae, latents):
+        return decode(vae, latents) * float("nan")
+
+    monkeypatch.setattr("diffews.pipeline.decode_latents", overflow)
+    message = refused(*golden_words, "episodes=2", f"out={tmp_path / 'out'}", "workers=0")
+    first = load_benchmark("coco20i", coco, fold=0, episodes=1).episodes[0]
+    assert first.query.name in message and "decoded" in message and "float32" in message
+    assert not (tmp_path / "out" / "result.json").exists()
+    assert not (tmp_path / "out" / "episodes.jsonl").exists()
 
 
 @pytest.mark.parametrize(

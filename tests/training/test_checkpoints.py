@@ -22,7 +22,7 @@ from training_runs import (
 )
 
 import diffews
-from diffews.models.find import find_weights
+from diffews.models.find import find_weights, hash_weights
 from diffews.training.checkpoints import list_checkpoints
 
 pytest_plugins = ("training_fixtures",)
@@ -423,6 +423,28 @@ def test_export_halves_the_file_and_keeps_the_masks(run, train, tmp_path, few_sh
     half = evaluated(run, small, tmp_path / "half", f"data={few_shapes}")
     assert half["miou"] == pytest.approx(full["miou"], abs=1)
     assert half["base_sha256"] == full["base_sha256"] and half["image_size"] == 32
+
+
+def test_an_exported_folder_finds_its_base_from_anywhere_and_may_hold_it(
+    run, train, tiny_base, tmp_path
+):
+    base = shutil.copytree(tiny_base, tmp_path / "here" / "some_base")
+    out = train(f"base={base}", "steps=1", out=tmp_path / "here" / "out")
+    small, whole = tmp_path / "here" / "small", tmp_path / "here" / "whole"
+    assert run("export", f"weight={out}", f"out={small}").code == 0
+    assert run("export", f"weight={out}", f"out={whole}", "include_base=true").code == 0
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    moved = [folder.rename(tmp_path / "far" / "away" / folder.name) for folder in (small, whole)]
+    assert find_weights(moved[0]).base.resolve() == base.resolve()
+
+    own = find_weights(moved[1])
+    assert own.base == moved[1] / "base" and hash_weights(own) == hash_weights(
+        find_weights(moved[0])
+    )
+    modes = {path.stat().st_mode & 0o777 for path in moved[1].rglob("*") if path.is_file()}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert modes == {0o666 & ~umask}
 
 
 def test_export_leaves_an_existing_folder_alone(refused, trained, tmp_path):
