@@ -41,6 +41,15 @@ def shrink_mask(mask: np.ndarray, size: int, name: str) -> np.ndarray:
     return small
 
 
+def foreground(grey: np.ndarray, least: int) -> np.ndarray:
+    """Foreground of a benchmark's grey mask (H, W) -> uint8 {0, 1}.
+
+    From `least` on, as the loaders of these benchmarks; a mask of {0, 1} or of one bit by its ones.
+    """
+    is_binary = grey.dtype == bool or grey.max(initial=0) <= 1
+    return (grey >= (1 if is_binary else least)).astype(np.uint8)
+
+
 def binary_mask(mask: np.ndarray, name: str = "mask") -> np.ndarray:
     """Checks a mask (H, W) of bool, {0, 1} or {0, 255} and returns it as uint8 {0, 1}."""
     if mask.ndim != 2:

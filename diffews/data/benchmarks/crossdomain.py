@@ -14,6 +14,7 @@ import numpy as np
 from diffews.data.episodes import Benchmark, DecodedSample, Sample
 from diffews.errors import InputError
 from diffews.images.files import open_image, open_rgb
+from diffews.images.masks import foreground
 
 FOREGROUND = 128  # least grey value
 
@@ -42,7 +43,7 @@ class CrossDomain(Benchmark):
         image_file, mask_file = self.files(sample)
         # whatever the mode: PATNet's masks are grey values
         grey = np.asarray(open_image(mask_file).convert("L"))
-        return DecodedSample(open_rgb(image_file), (grey >= FOREGROUND).astype(np.uint8))
+        return DecodedSample(open_rgb(image_file), foreground(grey, FOREGROUND))
 
 
 class DeepGlobe(CrossDomain):

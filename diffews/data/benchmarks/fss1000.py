@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from diffews.data.episodes import Benchmark, DecodedSample, LegacyDraws, Sample
 from diffews.data.lists import BUILTIN, check_names, find_list, read_lines
 from diffews.errors import InputError
 from diffews.images.files import open_mask, open_rgb
+from diffews.images.masks import foreground
 
 IMAGES = 10  # in every category
 # list, first class id, number of classes
@@ -50,4 +49,4 @@ class Fss1000(Benchmark):
 
     def decode(self, sample: Sample, class_id: int) -> DecodedSample:
         image, mask = self.files(sample)
-        return DecodedSample(open_rgb(image), (open_mask(mask) >= FOREGROUND).astype(np.uint8))
+        return DecodedSample(open_rgb(image), foreground(open_mask(mask), FOREGROUND))
