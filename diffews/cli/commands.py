@@ -3,7 +3,6 @@
 Torch is imported inside the functions, after the checks, so that a mistake is answered at once.
 """
 
-import json
 import os
 import re
 import warnings
@@ -16,6 +15,9 @@ from diffews.cli.keys import CHECKOUT, build, entries_of_scores
 from diffews.cli.settings import (
     BaselinesConfig, BenchmarkKeys, EpisodesConfig, EvalConfig, ListKeys, SegmentConfig,
     TrainConfig)
+from diffews.cli.tool_commands import (
+    run_benchmark, run_distill_decoder, run_export, run_init_base, run_make_shapes,
+    run_make_tiny_base)
 from diffews.cli.tool_settings import (
     BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig, InitBaseConfig,
     MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
@@ -26,13 +28,10 @@ from diffews.data.registry import (
 from diffews.errors import InputError, printable
 from diffews.evaluation.queries import find_queries
 from diffews.evaluation.segment import report, segment
-from diffews.images.files import find_masks
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights, vae_factor)
+    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights)
 from diffews.models.hub import BASE_FILES, HUB, resolve
-from diffews.runtime.files import check_new
 from diffews.runtime.locks import one_writer
-from diffews.variants import Variant
 
 # ---- evaluation ----
 
@@ -296,97 +295,6 @@ def run_check(config: CheckConfig) -> int:
         good = good and split_is_good
     print("the folder is good" if good else "the folder is NOT good")
     return 0 if good else 1
-
-
-def run_make_shapes(config: MakeShapesConfig) -> None:
-    """Writes the shapes benchmark."""
-    from diffews.tools.shapes import make_shapes
-
-    with one_writer(Path(config.out) / "COCO2014", new=True):
-        make_shapes(Path(config.out), config.seed)
-    print(f"wrote {config.out}/COCO2014")
-
-
-# ---- weights ----
-
-
-def run_init_base(config: InitBaseConfig) -> None:
-    """Converts Stable Diffusion to a base."""
-    from diffews.runtime.device import torch_dtype
-    from diffews.tools.init_base import init_base
-
-    with one_writer(Path(config.out), new=True):
-        init_base(config.sd, Path(config.out), torch_dtype(config.dtype), config.allow_bin)
-    print(f"wrote {config.out}")
-
-
-def run_export(config: ExportConfig) -> None:
-    """Writes weights in another precision."""
-    source = find_weights(config.weight, config.base)
-
-    from diffews.runtime.device import torch_dtype
-    from diffews.tools.init_base import export_weights
-
-    with one_writer(Path(config.out), new=True):
-        export_weights(
-            source, Path(config.out), torch_dtype(config.dtype), config.include_base)
-    print(f"wrote {config.out}")
-
-
-def run_make_tiny_base(config: TinyBaseConfig) -> None:
-    """Trains the tiny VAE."""
-    out = Path(config.out)
-    check_new(out)
-
-    from diffews.tools.tiny import make_tiny_base
-
-    with one_writer(out, new=True):
-        make_tiny_base(config, out)
-    print(f"wrote {out}")
-
-
-def run_distill_decoder(config: DistillConfig) -> None:
-    """Trains a small decoder, and prints what it saves."""
-    out = Path(config.out)
-    check_new(out)
-    base = check_base(resolve(config.base), f"base={config.base}")
-    check_image_size(config.image_size, base)
-    if config.masks is not None:
-        find_masks(Path(config.masks))
-
-    # the decoder doubles the side from one size to the next, as the VAE's does
-    sizes = vae_factor(base).bit_length()
-    blocks = config.blocks or [3, 1, *[0] * sizes][:sizes]
-    if len(blocks) != sizes:
-        raise InputError(
-            f"blocks={','.join(map(str, blocks))}: the VAE in {base} has {sizes} sizes; give "
-            f"{sizes} numbers")
-
-    from diffews.tools.distill import distill_decoder
-
-    with one_writer(out, new=True):
-        theirs, ours = distill_decoder(replace(config, blocks=blocks), base, out)
-    print(
-        f"wrote {out}: decoding a latent of 16 x 16 takes {ours / 1e6:.1f} million multiply-adds, "
-        f"{ours / theirs:.3f} of the VAE's {theirs / 1e6:.1f} million")
-
-
-def run_benchmark(config: BenchmarkConfig) -> None:
-    """Prints a table, and all of it as JSON in the last line."""
-    source, size = None, config.image_size or DEFAULT_IMAGE_SIZE
-    if config.weight is not None:
-        source = find_weights(config.weight, config.base)
-        size = source.image_size(config.image_size)
-        if Variant.read(source.record.get("variant")) != Variant():
-            raise InputError(
-                f"weight={config.weight}: made with another variant than the released one, which "
-                "alone is measured")
-
-    from diffews.tools.timing import measure_all, timing_table
-
-    results = measure_all(replace(config, image_size=size), source)
-    print(timing_table(results))
-    print(json.dumps(results))
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {  # in the order of --help

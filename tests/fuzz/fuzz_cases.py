@@ -212,8 +212,12 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
     errors = [line for line in lines if line.startswith("diffews: error:")]
     if len(errors) > 1 or outcome.code == 2 and len(errors) != 1:
         found.append(f"{len(errors)} error lines")
-    foreign = [line for line in lines if not line.startswith(("diffews: ", "  ")) and "%|" not in line
-               and "it/s" not in line and "?" not in line and "/s]" not in line]  # fmt: skip
+    ours, bar = ("diffews: ", "  "), ("%|", "it/s", "?", "/s]")
+    foreign = [
+        line
+        for line in lines
+        if not line.startswith(ours) and not any(word in line for word in bar)
+    ]
     if foreign:
         found.append(f"a line that is not ours: {foreign[0][:120]!r}")
     for name, text in (("stdout", outcome.out), ("stderr", outcome.err)):
