@@ -74,7 +74,8 @@ COMMANDS: dict[str, tuple[float, str, list[str]]] = {
         0.5, "base={}/weight/tiny-random-base out={}/out steps=1 image_size=64 channels=4",
         ["weight/tiny-random-base/vae/*"]),
 }  # fmt: skip
-SIZES = ("steps", "batch", "threads", "workers", "count", "ensemble")  # ask for long work
+SIZES = ("steps", "batch", "threads", "workers", "count", "ensemble", "episodes", "accumulate")
+SIZES += ("image_size", "config")  # without them, or with others, work is long and no hang
 WORDS_ONLY = ("make-shapes", "make-tiny-base", "benchmark")  # long where nothing is refused
 
 
@@ -183,8 +184,10 @@ def _change_words(words: list[str], draw: Random, light: bool) -> tuple[list[str
     what = "unknown" if must_stop else draw.choice(kinds)
     if what == "value" and key not in SIZES:
         words.append(f"{key}={value}")
-    elif what == "drop" and len(words) > 1:
-        words.pop(draw.randrange(1, len(words)))
+    elif what == "drop":
+        may_go = [i for i in range(1, len(words)) if words[i].partition("=")[0] not in SIZES]
+        if may_go:
+            words.pop(draw.choice(may_go))
     elif what == "unknown":
         words.append(f"{key}x={value}")
     elif what == "bare":
