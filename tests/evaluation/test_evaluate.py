@@ -628,8 +628,8 @@ def test_episodes_whose_masks_vanish_at_the_models_size_are_counted(
     records = [json.loads(line) for line in (tmp_path / "out" / "episodes.jsonl").open()]
     small = {f"dot/{number}.jpg" for number in (0, 1)}
     for record in records:
-        where = [name for name, names in (("query", [record["query"]]),
-                                          ("support", record["supports"])) if small & set(names)]  # fmt: skip
+        named = {"query": [record["query"]], "support": record["supports"]}
+        where = [name for name, names in named.items() if small & set(names)]
         assert record.get("empty", []) == where
     count = sum("empty" in record for record in records)
     assert 0 < count == result["empty_episodes"] and f"{count} of 6 episodes" in outcome.out
