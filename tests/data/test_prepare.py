@@ -496,8 +496,8 @@ BAD_CONTENT = {
         "image 1000 has the width and height",
     ),
     "a size that is true": (bad("height", True, part="images"), "image 1000 has the width"),
-    "ids of mixed type": (bad("id", "7", part="categories"), "ids of categories are int and str"),
-    "an id that is null": (bad("id", None, part="categories"), "ids of categories are NoneType"),
+    "ids of mixed type": (bad("id", "7", part="categories"), "others are of another type ('7')"),
+    "an id that is null": (bad("id", None, part="categories"), "categories[0] has the id None"),
     "no name": (bad("file_name", "", part="images"), "image 1000 has the file_name ''"),
     "a name that is too long": (bad("file_name", "x" * 300, part="images"), "image 1000 has the"),
     "one stem in two folders": (

@@ -223,7 +223,7 @@ def test_the_loader_of_coco_reads_them(few_shapes, fold, split):
 
 def test_a_folder_that_is_there_is_left_alone(refused, few_shapes):
     before = hashes(few_shapes)
-    assert "COCO2014 is there already" in refused("make-shapes", f"out={few_shapes}")
+    assert "COCO2014 exists" in refused("make-shapes", f"out={few_shapes}")
     assert hashes(few_shapes) == before
 
 

@@ -94,9 +94,6 @@ class CocoContent:
             raise InputError(
                 f"{where} holds {type(content).__name__}, not images, annotations and categories")
         categories = self._by_id(content, "categories", ("name",))
-        kinds = sorted({type(i).__name__ for i in categories})
-        if len(kinds) > 1:
-            raise InputError(f"{where}: ids of categories are {' and '.join(kinds)}; give numbers")
         self.categories = {i: str(categories[i]["name"]).strip() for i in sorted(categories)}
         for name, count in Counter(self.categories.values()).items():
             if count > 1 or not name:
