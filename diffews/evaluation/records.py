@@ -211,10 +211,7 @@ def read_records(
 
             # the counts at the size of the masks, and what was counted beside, the same in all
             first = records[0] if records else record
-            held, wanted = (
-                [*(key for key in one if key != "empty"), *one.get("sweep", ())]
-                for one in (record, first))  # "empty" stands only where a mask is
-            if held != wanted:
+            if [*record, *record.get("sweep", ())] != [*first, *first.get("sweep", ())]:
                 raise ValueError("it does not hold what the first line holds")
             for counts in (record, *record.get("sweep", {}).values()):
                 _check_counts(counts["inter"], counts["union"], image_size**2)

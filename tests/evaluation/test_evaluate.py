@@ -607,29 +607,3 @@ def test_a_disk_that_fills_up_leaves_no_half_picture(
     evaluate("episodes=2", "pictures=2")
     assert (out / "episodes.jsonl").read_bytes() == records(2)
     assert len(list((out / "pictures").iterdir())) == 2
-
-
-def test_episodes_whose_masks_vanish_at_the_models_size_are_counted(
-    run, weight, base, picture, tmp_path
-):
-    """Of four pictures two hold an object of one pixel, which 16 x 16 does not keep."""
-    (tmp_path / "own" / "dot").mkdir(parents=True)
-    for number in range(4):
-        mask = np.zeros((64, 64), np.uint8)
-        mask[1:2, 1:2] = 255
-        mask[32:, 32:] = 255 * (number > 1)
-        picture(number).save(tmp_path / "own" / "dot" / f"{number}.jpg")
-        Image.fromarray(mask).save(tmp_path / "own" / "dot" / f"{number}.png")
-    words = [f"data={tmp_path / 'own'}", "image_size=16", "episodes=6", "workers=0", "fold=0"]
-    outcome = run("eval", "benchmark=folder", f"weight={weight}", f"base={base}", *words,
-                  f"out={tmp_path / 'out'}")  # fmt: skip
-    assert outcome.code == 0, outcome.err
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    records = [json.loads(line) for line in (tmp_path / "out" / "episodes.jsonl").open()]
-    small = {f"dot/{number}.jpg" for number in (0, 1)}
-    for record in records:
-        named = {"query": [record["query"]], "support": record["supports"]}
-        where = [name for name, names in named.items() if small & set(names)]
-        assert record.get("empty", []) == where
-    count = sum("empty" in record for record in records)
-    assert 0 < count == result["empty_episodes"] and f"{count} of 6 episodes" in outcome.out
