@@ -57,6 +57,9 @@ def run_eval(config: EvalConfig) -> None:
     count = len(result["class_ids"])
     if absent := count - result["classes_drawn"]:
         print(f"{absent} of {count} classes are in no episode and count as 0, as in the protocol")
+    if empty := result["empty_episodes"]:
+        print(f"{empty} of {result['episodes']} episodes have a support or query whose mask is "
+              f"empty at image_size={result['image_size']}")
     low, high = result["miou_interval"]
     print(f"written to {out}: {result_file(out, result['episodes']).name}, episodes.jsonl")
     print(f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "

@@ -141,6 +141,7 @@ def _evaluate(
     result = {
         **summarize(records.records[: len(dataset)], dataset.class_names), **identity,
         "seen_classes": seen,
+        "empty_episodes": records.count_empty(len(dataset)),
         "device": device_name(device), "config": dataclasses.asdict(config), "versions": versions(),
         "episodes_per_second": round(fresh / seconds, 3) if fresh else None}
     write_atomic(result_file(out, len(dataset)), json.dumps(result, indent=1) + "\n")
@@ -237,7 +238,7 @@ def _record(
 
         class_id, query_name, supports = dataset.episodes[index].names()
         record = {"index": index, "class_id": class_id, "query": query_name, "supports": supports,
-                  **_counts(counts[row])}
+                  **_counts(counts[row]), "empty": group.empty_masks(row)}
         if swept:
             record["sweep"] = {
                 name: _counts(at[row]) for name, at in zip(thresholds, swept, strict=True)}

@@ -51,6 +51,13 @@ class Group:
         pairs = list(zip(images, self.support_masks[own].numpy(), strict=True))
         return pairs, self.query_rgb[row].permute(1, 2, 0).numpy(), self.query_masks[row].numpy()
 
+    def empty_masks(self, row: int) -> list[str]:
+        """Which masks of an episode mark no pixel at this size: "query", "support"."""
+        shots = len(self.support_rgb) // len(self.indices)
+        supports = self.support_masks[row * shots : (row + 1) * shots].flatten(1)
+        found = {"query": self.query_masks[row].any(), "support": supports.any(1).all()}
+        return [name for name, is_marked in found.items() if not is_marked]
+
     def pin_memory(self) -> "Group":
         """Returns the group in memory from which a GPU can copy while it computes."""
         pinned: dict[str, Any] = {

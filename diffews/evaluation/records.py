@@ -25,10 +25,17 @@ class Records:
     """The lines of episodes.jsonl, in list order.
 
     What a killed run left unfinished is cut off when the file is opened.
+
+    Attributes:
+        records: one an episode.
+        scores: what they add up to.
+        empty: of an episode by its index, which of its masks mark no pixel at the model's size,
+            "query" and "support"; empty_masks.json keeps it, where there is one.
+
     """
 
     def __init__(self, path: Path, dataset: EpisodeDataset, batch: int) -> None:
-        self.path = path
+        self.path, self.empty_path = path, path.with_name("empty_masks.json")
         content = path.read_bytes() if path.is_file() else b""
         lines = content.splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
@@ -43,6 +50,13 @@ class Records:
         listed = [episode.names() for episode in dataset.published]
         self._keep(read_records(lines, path, dataset.image_size, dataset.class_ids, listed))
 
+        self.empty: dict[int, list[str]] = {}
+        if lines and self.empty_path.is_file():
+            with refuse(f"{self.empty_path} is no list of empty masks", ValueError, TypeError,
+                        cure="remove it, and they are not counted"):
+                self.empty = {int(index): [str(name) for name in names]
+                              for index, names in read_json(self.empty_path).items()}
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -50,15 +64,24 @@ class Records:
         """Adds the records that are not there yet; a group may have come again for its pictures.
 
         Args:
-            fresh: records of a group, or of several in a row.
+            fresh: records of a group, or of several in a row; each with a list "empty", which
+                goes into a file of its own.
             write: also append them to the file, as one of several processes does.
 
         """
         fresh = [record for record in fresh if record["index"] >= len(self)]
+        found = {record["index"]: record.pop("empty") for record in fresh}
+        self.empty |= {index: names for index, names in found.items() if names}
         if write:
+            if any(found.values()):
+                write_atomic(self.empty_path, json.dumps(self.empty) + "\n")
             with self.path.open("ab") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in fresh).encode())
         self._keep(fresh)
+
+    def count_empty(self, episodes: int) -> int:
+        """How many of the first episodes have an empty mask."""
+        return sum(index < episodes for index in self.empty)
 
     def _keep(self, records: list[Record]) -> None:
         self.records += records

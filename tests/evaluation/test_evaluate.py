@@ -607,3 +607,42 @@ def test_a_disk_that_fills_up_leaves_no_half_picture(
     evaluate("episodes=2", "pictures=2")
     assert (out / "episodes.jsonl").read_bytes() == records(2)
     assert len(list((out / "pictures").iterdir())) == 2
+
+
+def test_episodes_whose_masks_vanish_at_the_models_size_are_counted(
+    run, weight, base, picture, tmp_path
+):
+    """Of four pictures two hold an object of one pixel, which 16 x 16 does not keep."""
+    (tmp_path / "own" / "dot").mkdir(parents=True)
+    for number in range(4):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[1:2, 1:2] = 255
+        mask[32:, 32:] = 255 * (number > 1)
+        picture(number).save(tmp_path / "own" / "dot" / f"{number}.jpg")
+        Image.fromarray(mask).save(tmp_path / "own" / "dot" / f"{number}.png")
+    words = [f"data={tmp_path / 'own'}", "image_size=16", "episodes=6", "workers=0", "fold=0"]
+    outcome = run("eval", "benchmark=folder", f"weight={weight}", f"base={base}", *words,
+                  f"out={tmp_path / 'out'}")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    records = [json.loads(line) for line in (tmp_path / "out" / "episodes.jsonl").open()]
+    small = {f"dot/{number}.jpg" for number in (0, 1)}
+    empty = {}
+    for record in records:
+        found = (("query", {record["query"]}), ("support", set(record["supports"])))
+        if where := [name for name, names in found if small & names]:
+            empty[str(record["index"])] = where
+    assert set(records[0]) == {"index", "class_id", "query", "supports", "inter", "union"}
+    assert json.loads((tmp_path / "out" / "empty_masks.json").read_text()) == empty
+    assert 0 < len(empty) == result["empty_episodes"]
+    assert f"{len(empty)} of 6 episodes" in outcome.out
+
+    # a run that goes on counts them, too
+    again = [word.replace("episodes=6", "episodes=3") for word in words]
+    for listed in (again, words):
+        outcome = run("eval", "benchmark=folder", f"weight={weight}", f"base={base}", *listed,
+                      f"out={tmp_path / 'parts'}")  # fmt: skip
+        assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "parts" / "result.json").read_text())["empty_episodes"] == len(
+        empty
+    )
