@@ -17,10 +17,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from diffews.errors import InputError
+from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_supports
 from diffews.images.drawn_masks import Pick
-from diffews.images.masks import Segmentation, check_threshold, quantize, shrink_mask
-from diffews.images.tensors import (
-    ImageInput, as_list, as_sets, prepare_image, prepare_images, prepare_mask)
+from diffews.images.masks import Segmentation, check_call, quantize
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import base_folders, latent_factor, refuse_pickles, write_record
 from diffews.models.hub import resolve
@@ -244,26 +243,9 @@ class DiffewsPipeline(DiffusionPipeline):
 
         """
         size = self._check_size(image_size)
-        image_sets, mask_sets = as_sets(images, 3), as_sets(masks, 2)
-
-        # the sets must pair, and hold the same number of shots
-        shots = len(image_sets[0])
-        if shots == 0:
-            raise InputError("no support image; give at least one")
-        if [len(s) for s in image_sets] != [len(s) for s in mask_sets]:
-            counts = [sum(len(s) for s in sets) for sets in (image_sets, mask_sets)]
-            raise InputError(f"{counts[0]} support images do not pair with {counts[1]} masks; "
-                             "give one mask an image")
-        if any(len(s) != shots for s in image_sets):
-            raise InputError("support sets of one bank need the same number of shots")
-
-        pick, pixels, marks = Pick.of(mask_value, mask_colour or ()), [], []
-        for image, mask in zip(sum(image_sets, []), sum(mask_sets, []), strict=True):
-            prepared, shape, turned = prepare_image(image, size)
-            array = prepare_mask(mask, shape, turned, pick)
-            pixels.append(prepared)
-            marks.append(torch.from_numpy(shrink_mask(array, size, "a support mask")))
-        return self.encode_support_pixels(torch.stack(pixels), torch.stack(marks), shots)
+        pick = Pick.of(mask_value, mask_colour or ())
+        pixels, marks, shots = prepare_supports(images, masks, size, pick)
+        return self.encode_support_pixels(torch.tensor(pixels), torch.tensor(marks), shots)
 
     @torch.no_grad()
     def __call__(
@@ -309,7 +291,8 @@ class DiffewsPipeline(DiffusionPipeline):
 
         output = DiffewsOutput(masks=[], scores=[])
         for start in range(0, len(images), batch):
-            pixels, shapes = prepare_images(images[start : start + batch], size, own_size)
+            arrays, shapes = prepare_images(images[start : start + batch], size, own_size)
+            pixels = torch.tensor(arrays)
             part = bank if bank.batch == 1 else bank[start : start + batch]
             named = [f"query {start + row}" for row in range(len(shapes))]
             answer = self.segment(pixels, part).check(named)
@@ -351,7 +334,8 @@ class DiffewsPipeline(DiffusionPipeline):
 
         images, maps = as_list(queries, 3), []
         for start in range(0, len(images), batch):
-            pixels, shapes = prepare_images(images[start : start + batch], size, own_size)
+            arrays, shapes = prepare_images(images[start : start + batch], size, own_size)
+            pixels = torch.tensor(arrays)
             latents = self.encode_images(pixels)
             best = [np.zeros(shape, np.float32) for shape in shapes]
             labels = [np.zeros(shape, np.uint8) for shape in shapes]
@@ -389,10 +373,3 @@ class DiffewsPipeline(DiffusionPipeline):
     def weights_sha256(self) -> str:
         """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
         return hash_tensors(self.unet, self.encoder or self.vae, text=self.text["eval"])
-
-
-def check_call(threshold: float, threshold_rule: str, batch: int) -> None:
-    """Raises InputError for a threshold, a rule or a batch that cannot be."""
-    check_threshold(threshold, threshold_rule)
-    if batch < 1:
-        raise InputError(f"batch={batch} must be at least 1")

@@ -16,10 +16,13 @@ THRESHOLD_RULES = ("reference", "paper", "absolute")
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """Resizes a mask (H, W) to (size, size), nearest neighbour as in torch; keeps the dtype."""
-    import torch
-
-    tensor = torch.from_numpy(np.ascontiguousarray(mask))[None, None]
-    return torch.nn.functional.interpolate(tensor, size=(size, size), mode="nearest")[0, 0].numpy()
+    nearest = []
+    for length in mask.shape:
+        # torch's arithmetic, which is in float32
+        step = np.float32(length) / np.float32(size)
+        place = np.floor(np.arange(size, dtype=np.float32) * step).astype(int)
+        nearest.append(np.minimum(place, length - 1))
+    return mask[np.ix_(*nearest)]
 
 
 def shrink_mask(mask: np.ndarray, size: int, name: str) -> np.ndarray:
@@ -165,3 +168,10 @@ def check_threshold(threshold: float, rule: str) -> None:
         raise InputError(f"threshold_rule={rule!r} is not one of {', '.join(THRESHOLD_RULES)}")
     if not 0 <= threshold < 1:
         raise InputError(f"threshold={threshold} is not in [0, 1)")
+
+
+def check_call(threshold: float, threshold_rule: str, batch: int) -> None:
+    """Raises InputError for a threshold, a rule or a batch that cannot be."""
+    check_threshold(threshold, threshold_rule)
+    if batch < 1:
+        raise InputError(f"batch={batch} must be at least 1")

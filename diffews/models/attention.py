@@ -297,7 +297,8 @@ class BankAttnProcessor:
         if encoder_hidden_states is not None:
             attention_mask = text_seen
             if text_keys is not None:
-                key, value = (x.expand(len(query), -1, -1) for x in text_keys.layers[self.layer])
+                rows = query.shape[0]  # with len(), an export would fix the batch
+                key, value = (x.expand(rows, -1, -1) for x in text_keys.layers[self.layer])
             else:
                 key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
 

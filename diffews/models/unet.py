@@ -158,5 +158,6 @@ class DiffewsUNet(UNet2DConditionModel):
         if isinstance(text, TextKeys):
             attention["text_keys"] = text
             text = text.embedding
-        text = text.expand(len(latents), -1, -1)  # attention rounds otherwise where it broadcasts
+        # attention rounds otherwise where it broadcasts; with len(), an export would fix the batch
+        text = text.expand(latents.shape[0], -1, -1)
         return self(latents, timestep, text, cross_attention_kwargs=attention).sample

@@ -26,6 +26,14 @@ def test_a_mask_is_resized_with_torchs_choice_of_pixels():
     assert resize_mask(mask, 5).tolist() == mask[np.ix_(rows, columns)].tolist()
 
 
+def test_a_mask_of_any_length_is_resized_as_torch_resizes_it():
+    for length in (*range(1, 70), 333, 480, 640, 1079, 4032):
+        places = torch.arange(length)[None].float()
+        for size in (8, 60, 64, 333, 512):
+            want = torch.nn.functional.interpolate(places[None], size=size, mode="nearest")
+            assert np.array_equal(resize_mask(places.numpy(), size)[0], want[0, 0]), (length, size)
+
+
 def test_a_resized_mask_keeps_its_values_and_type():
     mask = (np.random.default_rng(0).random((33, 70)) > 0.5).astype(np.uint8) * 7
     resized = resize_mask(mask[:, ::-1], 16)  # a view that is not contiguous

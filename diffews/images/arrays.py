@@ -1,23 +1,26 @@
-"""Pictures and masks as people give them -> tensors as the model takes them."""
+"""Pictures and masks as people give them -> arrays as the model takes them. Without torch."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from diffews.errors import InputError
 from diffews.images.drawn_masks import Pick
 from diffews.images.files import (
     narrow_integer, normalize, open_image, resize_image)
-from diffews.images.masks import binary_mask
+from diffews.images.masks import binary_mask, shrink_mask
 from diffews.images.photos import photo_mask, upright_photo
 
-ImageInput = Image.Image | np.ndarray | Tensor | str | Path
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    ImageInput = Image.Image | np.ndarray | Tensor | str | Path
+else:
+    ImageInput = Any  # the tensors among them are known by what they can do
 
 
 def as_list(pictures: Any, dimensions: int) -> list[Any]:
@@ -25,7 +28,7 @@ def as_list(pictures: Any, dimensions: int) -> list[Any]:
 
     dimensions: how many one has, as an array.
     """
-    if isinstance(pictures, np.ndarray | Tensor):
+    if hasattr(pictures, "ndim"):
         return [pictures] if pictures.ndim <= dimensions else list(pictures)
     return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
 
@@ -39,31 +42,31 @@ def as_sets(pictures: Any, dimensions: int) -> list[list[Any]]:
 
 def to_array(picture: ImageInput) -> np.ndarray:
     """Returns a picture's or mask's values as they are; bfloat16, which numpy lacks, as float32."""
-    if isinstance(picture, Tensor):
-        picture = picture.detach().cpu()
-        return (picture.float() if picture.is_floating_point() else picture).numpy()
-    return np.asarray(picture)
+    if not hasattr(picture, "detach"):
+        return np.asarray(picture)
+    picture = picture.detach().cpu()
+    return (picture.float() if picture.is_floating_point() else picture).numpy()
 
 
-def prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, int], int]:
+def prepare_image(picture: ImageInput, size: int) -> tuple[np.ndarray, tuple[int, int], int]:
     """Makes a picture into pixels.
 
     Args:
         picture: a file's name or a PIL image, which are turned upright by their EXIF orientation
             and laid on white; or an array or tensor (H, W, 3) or (3, H, W), uint8, uint16, or
             float in [-1, 1] or [0, 1].
-        size: side to resize to; PIL's resize, as in the reference, for all but floats.
+        size: side to resize to, with PIL's resize, as in the reference.
 
     Returns:
-        Pixels [3, size, size] in [-1, 1], the picture's own (height, width), and how its file is
-        turned (1: upright).
+        Pixels [3, size, size] in [-1, 1], float32, the picture's own (height, width), and how its
+        file is turned (1: upright).
 
     """
     if isinstance(picture, str | Path):
         picture = open_image(picture)
     if isinstance(picture, Image.Image):
         rgb, turned = upright_photo(picture, getattr(picture, "filename", "") or "a picture")
-        return torch.from_numpy(normalize(resize_image(rgb, size))), rgb.size[::-1], turned
+        return normalize(resize_image(rgb, size)), rgb.size[::-1], turned
 
     array = to_array(picture)
     if array.ndim == 3 and array.shape[0] != 3 and array.shape[-1] == 3:
@@ -76,11 +79,12 @@ def prepare_image(picture: ImageInput, size: int) -> tuple[Tensor, tuple[int, in
     if array.dtype == np.uint8:
         return prepare_image(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size)
 
-    # floats have more levels than PIL's resize keeps
-    pixels = torch.from_numpy(_in_range(array))
+    # floats have more levels than 8 bits keep: each channel is a picture of floats
+    pixels = np.ascontiguousarray(_in_range(array))
     if array.shape[1:] != (size, size):
-        pixels = torch.nn.functional.interpolate(
-            pixels[None], size=(size, size), mode="bilinear", antialias=True)[0].clamp(-1, 1)
+        bilinear = Image.Resampling.BILINEAR
+        channels = [Image.fromarray(channel).resize((size, size), bilinear) for channel in pixels]
+        pixels = np.stack([np.asarray(channel) for channel in channels]).clip(-1, 1)
     return pixels, array.shape[1:], 1
 
 
@@ -129,8 +133,47 @@ def prepare_mask(
 
 def prepare_images(
     images: Sequence[ImageInput], size: int, own_size: bool
-) -> tuple[Tensor, list[tuple[int, int]]]:
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Makes pictures into pixels [B, 3, size, size] in [-1, 1]; returns the masks' sizes, too."""
     prepared = [prepare_image(image, size) for image in images]
     shapes = [shape if own_size else (size, size) for _, shape, _ in prepared]
-    return torch.stack([pixels for pixels, _, _ in prepared]), shapes
+    return np.stack([pixels for pixels, _, _ in prepared]), shapes
+
+
+def prepare_supports(
+    images: Any, masks: Any, size: int, pick: Pick
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Makes support sets into pixels [B*S, 3, size, size], masks [B*S, size, size], and S.
+
+    The S shots of a set are neighbours.
+
+    Args:
+        images, masks: one, a list (the shots of one set), or a list of lists (several sets); each
+            as `prepare_image` and `prepare_mask` take it.
+        size: side to resize to.
+        pick: what is the object of label maps or paint.
+
+    Raises:
+        InputError: for lists that do not pair, and masks that mark nothing at this size.
+
+    """
+    image_sets, mask_sets = as_sets(images, 3), as_sets(masks, 2)
+
+    # the sets must pair, and hold the same number of shots
+    shots = len(image_sets[0])
+    if shots == 0:
+        raise InputError("no support image; give at least one")
+    if [len(s) for s in image_sets] != [len(s) for s in mask_sets]:
+        counts = [sum(len(s) for s in sets) for sets in (image_sets, mask_sets)]
+        raise InputError(f"{counts[0]} support images do not pair with {counts[1]} masks; "
+                         "give one mask an image")
+    if any(len(s) != shots for s in image_sets):
+        raise InputError("support sets of one bank need the same number of shots")
+
+    pixels, marks = [], []
+    for image, mask in zip(sum(image_sets, []), sum(mask_sets, []), strict=True):
+        prepared, shape, turned = prepare_image(image, size)
+        array = prepare_mask(mask, shape, turned, pick)
+        pixels.append(prepared)
+        marks.append(shrink_mask(array, size, "a support mask"))
+    return np.stack(pixels), np.stack(marks), shots
