@@ -55,6 +55,7 @@ class DiffewsPipeline(DiffusionPipeline):
         encoder, decoder: small VAEs that take the place of the VAE's halves.
         variant_keys: the paper's choices that the UNet was trained with; by default the released
             model's.
+        threshold: share of the maximum that foreground exceeds, where a call says none.
 
     """
 
@@ -70,6 +71,7 @@ class DiffewsPipeline(DiffusionPipeline):
         encoder: AutoencoderTiny | None = None,
         decoder: AutoencoderTiny | None = None,
         variant_keys: dict[str, Any] | None = None,
+        threshold: float = 0.25,
     ) -> None:
         super().__init__()
         if text is None:
@@ -77,7 +79,8 @@ class DiffewsPipeline(DiffusionPipeline):
                              "load it with load_text(base)")
         check_parts(unet, vae, text)
         self.register_modules(unet=unet, vae=vae, encoder=encoder, decoder=decoder)
-        self.register_to_config(image_size=image_size, variant_keys=variant_keys)
+        self.register_to_config(
+            image_size=image_size, variant_keys=variant_keys, threshold=threshold)
         self.text = text
 
         # the four objects that the paper's choices name, and what the multi-step ones take
@@ -91,7 +94,7 @@ class DiffewsPipeline(DiffusionPipeline):
         folder, keys = Path(save_directory), self.config.variant_keys
         save_text(self.text, folder)
 
-        record = {"base": str(folder), "image_size": self.config.image_size}
+        record = {"base": str(folder), **{k: self.config[k] for k in ("image_size", "threshold")}}
         if keys is not None:
             record["variant"] = dict(keys)
         write_record(folder, folder, record)
@@ -255,7 +258,7 @@ class DiffewsPipeline(DiffusionPipeline):
         *,
         support_images: Any = None,
         support_masks: Any = None,
-        threshold: float = 0.25,
+        threshold: float | None = None,
         threshold_rule: str = "reference",
         image_size: int | None = None,
         own_size: bool = True,
@@ -267,17 +270,16 @@ class DiffewsPipeline(DiffusionPipeline):
             queries: one picture or a list of them, of any sizes (see `encode_support`).
             bank: one support set for all queries, or as many sets as queries.
             support_images, support_masks: instead of a bank, as `encode_support` takes them.
-            threshold: share of the maximum that foreground exceeds, or an absolute score.
+            threshold: share of the maximum that foreground exceeds, or a score; by default its own.
             threshold_rule: "reference" (maximum over the RGB image: released code), "paper" (of the
                 mean image), "absolute".
             image_size: side in pixels to work at; the pipeline's own by default.
             own_size: give masks at each query's own size; else at (image_size, image_size).
-            batch: queries computed at once; 1 is the exact path, more may flip pixels that sit on
-                the threshold.
+            batch: queries computed at once; 1 is exact, more may flip pixels on the threshold.
 
         """
         size = self._check_size(image_size)
-        check_call(threshold, threshold_rule, batch)
+        threshold = self._check_call(threshold, threshold_rule, batch)
         if (bank is None) == (support_images is None):
             raise InputError("give either a bank or support_images with support_masks")
         if bank is None:
@@ -307,7 +309,7 @@ class DiffewsPipeline(DiffusionPipeline):
         queries: ImageInput | Sequence[ImageInput],
         banks: Sequence[SupportBank],
         *,
-        threshold: float = 0.25,
+        threshold: float | None = None,
         threshold_rule: str = "reference",
         image_size: int | None = None,
         own_size: bool = True,
@@ -325,7 +327,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
         """
         size = self._check_size(image_size)
-        check_call(threshold, threshold_rule, batch)
+        threshold = self._check_call(threshold, threshold_rule, batch)
         if not 1 <= len(banks) <= 255:
             raise InputError(f"{len(banks)} banks; give one for each class, 1 to 255")
         several = next((bank.batch for bank in banks if bank.batch != 1), None)
@@ -356,6 +358,13 @@ class DiffewsPipeline(DiffusionPipeline):
         if size < factor or size % factor:
             raise InputError(f"image_size={size} is not a multiple of {factor}, the VAE's factor")
         return size
+
+    def _check_call(self, threshold: float | None, threshold_rule: str, batch: int) -> float:
+        threshold = self.config.threshold if threshold is None else threshold
+        check_threshold(threshold, threshold_rule)
+        if batch < 1:
+            raise InputError(f"batch={batch} must be at least 1")
+        return threshold
 
     def save_bank(self, bank: SupportBank, path: str | Path) -> None:
         """Writes a bank with the hash of the weights that recorded it."""

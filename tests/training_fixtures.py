@@ -17,7 +17,7 @@ from training_runs import (
     write_tiny_base,
 )
 
-from diffews.cli.commands import run_train
+from diffews.cli.commands import find_start, run_train
 from diffews.cli.keys import load
 from diffews.cli.settings import TrainConfig
 from diffews.data.registry import open_benchmark
@@ -108,6 +108,7 @@ def trainer(train_words, tmp_path) -> Callable[..., Trainer]:
         benchmark = open_benchmark(
             config.benchmark, config.data, config.fold or 0, "train", config.splits
         )
-        return Trainer(config, benchmark, Path(str(config.base)))
+        init = None if config.init is None else find_start(config)
+        return Trainer(config, benchmark, Path(str(config.base)), init)
 
     return make

@@ -32,6 +32,7 @@ from diffews.models.find import (
     DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights)
 from diffews.models.hub import BASE_FILES, HUB, resolve
 from diffews.runtime.locks import one_writer
+from diffews.variants import Variant
 
 # ---- evaluation ----
 
@@ -158,7 +159,9 @@ def run_segment(config: SegmentConfig) -> int:
     size = source.image_size(config.image_size)
 
     with one_writer(Path(config.out)):
-        count = segment(replace(config, image_size=size), source, queries)
+        threshold = source.threshold(config.threshold)
+        config = replace(config, image_size=size, threshold=threshold)
+        count = segment(config, source, queries)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
     return 1 if queries.unreadable else 0
@@ -171,6 +174,7 @@ def run_train(config: TrainConfig) -> None:
     """Trains a UNet."""
     base = check_base(resolve(config.base, BASE_FILES), f"base={config.base}")
     check_image_size(config.image_size, base)
+    init = None if config.init is None else find_start(config)
 
     # what is learned from, and what is validated on
     if config.mix:
@@ -193,13 +197,28 @@ def run_train(config: TrainConfig) -> None:
 
     from diffews.training.train import train
 
-    train(config, benchmark, base, validation)
+    train(config, benchmark, base, validation, init)
     if not PartialState().is_main_process:
         return
     if config.stop_at is not None and config.stop_at < config.steps:
         print(f"stopped at step {config.stop_at}; resume=latest goes on")
     else:
         print(f"wrote {config.out}/unet/unet")
+
+
+def find_start(config: TrainConfig) -> WeightDir:
+    """Finds the weights to start from, which must be of the config's variant."""
+    try:
+        init = find_weights(str(config.init), config.base)
+    except InputError as error:
+        raise InputError(str(error).replace("weight=", "init=", 1)) from None
+    ours, theirs = Variant.of(vars(config)).asdict(), init.record.get("variant")
+    for name, value in Variant.read(theirs).asdict().items():
+        if value != ours[name]:
+            raise InputError(
+                f"init={config.init} was trained with {name}={value}, and this run has "
+                f"{name}={ours[name]}; give {name}={value}")
+    return init
 
 
 def open_training_set(config: TrainConfig) -> Benchmark:

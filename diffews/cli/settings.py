@@ -12,6 +12,7 @@ from diffews.cli.keys import (
     BYTES, CHECKOUT, REQUIRED, data_key, key, list_key, model_key, output_key, rounding_key,
     speed_key, training_key)
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
+from diffews.data.weak_masks import PROMPTS
 from diffews.errors import InputError
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import THRESHOLD_RULES, check_threshold
@@ -106,8 +107,9 @@ class ModelKeys:
         10, "denoising steps of weights that were trained with a multi-step generation", least=1)
     ensemble: int = model_key(
         1, "predictions that are averaged, for generation=multi_step_noise_to_mask", least=1)
-    threshold: float = model_key(
-        0.25, "share of the maximum (or, if absolute, the score in [0, 1)) that foreground exceeds")
+    threshold: float | None = model_key(
+        None, "share of the maximum (or, if absolute, the score in [0, 1)) that foreground "
+        "exceeds; by default as recorded with the weights, else 0.25")
     threshold_rule: str = model_key(
         "reference", "of what the threshold is a share: the maximum over RGB (the released code), "
         "that of the mean image (paper), or nothing", THRESHOLD_RULES)
@@ -128,7 +130,7 @@ class ModelKeys:
 
     def check(self) -> None:
         """Raises InputError for a threshold or a number of steps that cannot be."""
-        check_threshold(self.threshold, self.threshold_rule)
+        check_threshold(self.threshold or 0, self.threshold_rule)
         if self.denoising_steps >= 1000:
             steps = f"denoising_steps={self.denoising_steps}"
             raise InputError(f"{steps} must be below 1000, the timesteps of training")
@@ -142,6 +144,9 @@ class EvalConfig(ListKeys, ModelKeys):
     diffews eval weight=weight/coco_fold0 episodes=100 fast=true
     """
 
+    prompt: str = key(
+        "mask", "what is shown of the supports' masks: all, or a box, a scribble or a point that "
+        "is drawn from them", PROMPTS)
     relative_thresholds: list[float] = key(
         [], "also count at these shares of the maximum, by threshold_rule: 0.2,0.3",
         changes_result=BYTES, counted_as="sweep")
@@ -248,6 +253,9 @@ class TrainConfig(BenchmarkKeys):
         [], "train on several benchmarks, of which no class is held out: name:weight,name:weight")
     pairs: bool = data_key(
         False, "episodes 2k and 2k + 1 share the query and ask for two of its classes")
+    weak_masks: float = data_key(
+        0.0, "share of the episodes whose supports show a weak mask: a box, scribble, points, "
+        "or one too small or too large", least=0)
     cache: str | None = data_key(
         None, "folder of the latent cache, filled before step 1; none by default",
         changes_result=False)
@@ -256,6 +264,12 @@ class TrainConfig(BenchmarkKeys):
         REQUIRED, "folder or hub:owner/name of a base; its unet/config.json alone starts from "
         "nothing",
         counted_as="base_sha256")
+    init: str | None = model_key(
+        None, "weight dir or checkpoint whose UNet to start from: a second stage",
+        counted_as="start_sha256")
+    decoder: str | None = model_key(
+        None, "pixel_loss=: small VAE whose decoder replaces the base's",
+        counted_as="decoder_sha256")
     allow_bin: bool = model_key(False, BIN, changes_result=False)
     image_size: int = model_key(512, "side in pixels, a multiple of the VAE's factor", least=1)
     interaction: str = model_key(
@@ -287,6 +301,10 @@ class TrainConfig(BenchmarkKeys):
     beta1: float = training_key(0.9, "AdamW's first momentum", least=0)
     beta2: float = training_key(0.999, "AdamW's second momentum", least=0)
     clip: float = training_key(1.0, "largest norm of the gradient", least=0)
+    pixel_loss: float = training_key(
+        0.0, "weight of a loss on the decoded mask (cross-entropy and Dice) beside the one on "
+        "latents; the weights are then recorded with threshold 0.5; 0 is off", least=0)
+    pixel_from: int = training_key(0, "steps before pixel_loss= begins", least=0)
     ema: float = training_key(
         0.0, "decay of an average of the weights, which is what is published; 0 is off", least=0)
     sample_posterior: bool = training_key(
@@ -326,6 +344,9 @@ class TrainConfig(BenchmarkKeys):
             raise InputError(
                 "cache= keeps latents, and interaction=cross_attention reads pixels; leave cache= "
                 "out")
+        self._check_pixel_loss()
+        if self.weak_masks > 1:
+            raise InputError(f"weak_masks={self.weak_masks} is a share of the episodes, at most 1")
         for name in ("warmup", "beta1", "beta2", "ema"):
             if (getattr(self, name) or 0) >= 1:
                 raise InputError(f"{name}={getattr(self, name)} must be below 1")
@@ -335,3 +356,20 @@ class TrainConfig(BenchmarkKeys):
         if round((self.warmup or 0) * self.steps) >= self.steps:
             none_left = f"warmup={self.warmup} leaves no step of steps={self.steps} to fall"
             raise InputError(f"{none_left}; make it smaller")
+
+    def _check_pixel_loss(self) -> None:
+        """Raises InputError for keys of a pixel loss without one, or a variant without a mask."""
+        if not self.pixel_loss:
+            given = {"decoder": self.decoder is not None, "pixel_from": self.pixel_from > 0}
+            for name in (name for name, is_given in given.items() if is_given):
+                raise InputError(f"{name}= is of the pixel loss, which is off; give pixel_loss=1")
+            return
+        for name, needed, why in (
+                ("supervision", "white_on_black", "the picture is the mask"),
+                ("generation", "one_step", "the answer of a step is a mask")):
+            if getattr(self, name) != needed:
+                raise InputError(
+                    f"pixel_loss={self.pixel_loss:g} needs {name}={needed}, where {why}, "
+                    f"not {name}={getattr(self, name)}")
+        if self.pixel_from >= self.steps:
+            raise InputError(f"pixel_from={self.pixel_from} leaves no step of steps={self.steps}")

@@ -66,7 +66,9 @@ def evaluate(
     world = PartialState(cpu=device.type == "cpu")
     device = process_device(world.device) if world.num_processes > 1 else device
     with one_run(out):
-        return _evaluate(settle_fast(config, device), dataset, source, out, device, world)
+        config = dataclasses.replace(
+            settle_fast(config, device), threshold=source.threshold(config.threshold))
+        return _evaluate(config, dataset, source, out, device, world)
 
 
 def _evaluate(
@@ -96,14 +98,15 @@ def _evaluate(
 
     if groups:
         # bad input is refused before anything loads
-        read = functools.partial(read_group, dataset, originals=config.extra_metrics)
+        read = functools.partial(
+            read_group, dataset, originals=config.extra_metrics, prompt=config.prompt)
         read(groups[0])
         pipeline = load()
         if config.kv_sampling is not None:
             pipeline.method.interaction.check_bank_use("kv_sampling=")
         own = stream(read, groups[world.process_index :: world.num_processes], config.workers,
                      device.type == "cuda")
-        thresholds = [(config.threshold, config.threshold_rule),
+        thresholds = [(source.threshold(config.threshold), config.threshold_rule),
                       *((threshold, rule) for _, threshold, rule in sweep(config))]
         answers: deque[Answer] = deque()
 

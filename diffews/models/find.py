@@ -14,6 +14,7 @@ from diffews.runtime.files import hash_files, read_json, write_atomic
 RECORD = "diffews.json"  # written beside trained weights: base, image size, config, versions
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
+DEFAULT_THRESHOLD = 0.25  # the paper's, share of the maximum that foreground exceeds
 
 # what is fetched of a small VAE
 SMALL_VAE_FILES = ("config.json", RECORD, "diffusion_pytorch_model*")
@@ -50,6 +51,13 @@ class WeightDir:
             raise InputError(f"{self.path / RECORD}: image_size is {size!r}, not an integer")
         check_image_size(size, self.base)
         return size
+
+    def threshold(self, asked: float | None = None) -> float:
+        """Returns the threshold: as asked, else as recorded, else 0.25."""
+        found = self.record.get("threshold", DEFAULT_THRESHOLD) if asked is None else asked
+        if type(found) not in (int, float) or not 0 <= found < 1:
+            raise InputError(f"{self.path / RECORD}: threshold is {shorten(found)}, not in [0, 1)")
+        return float(found)
 
 
 # ---- weight dirs and bases ----

@@ -136,7 +136,9 @@ def check_run(out: Path, identity: dict[str, Any]) -> None:
 
     if (out / "run.json").is_file():
         earlier = read_json(out / "run.json")
-        differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)]
+        # a key that is newer than the run, and off, changes nothing
+        differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)
+                  and (k in earlier or identity[k])]
         if differ:
             changes = ", ".join(
                 f"{k}: {_short(earlier.get(k))} there, {_short(identity.get(k))} now"
