@@ -361,9 +361,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
     def _check_call(self, threshold: float | None, threshold_rule: str, batch: int) -> float:
         threshold = self.config.threshold if threshold is None else threshold
-        check_threshold(threshold, threshold_rule)
-        if batch < 1:
-            raise InputError(f"batch={batch} must be at least 1")
+        check_call(threshold, threshold_rule, batch)
         return threshold
 
     def save_bank(self, bank: SupportBank, path: str | Path) -> None:
