@@ -30,7 +30,7 @@ from diffews.models.find import WeightDir, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import auto_batch, device_name, pick_device, process_device
 from diffews.runtime.files import (
-    check_run, counted_values, open_run, read_json, versions, write_atomic)
+    check_run, counted_values, default_values, open_run, read_json, versions, write_atomic)
 from diffews.runtime.loading import open_pipeline, settle_fast
 from diffews.runtime.processes import in_step, one_run
 
@@ -90,7 +90,7 @@ def _evaluate(
     identity = run_identity(config, dataset, source, device)
     with in_step() as step:
         if is_main:
-            step.mine = _open_records(out, identity, dataset, int(config.batch))
+            step.mine = _open_records(out, identity, dataset, config)
     records: Records = step.all[0]
     done, start = len(records), time.perf_counter()
     groups = [group for group in make_groups(len(dataset), int(config.batch))
@@ -121,7 +121,7 @@ def _evaluate(
             answer(1)
         with in_step():
             if is_main:
-                open_run(out, identity)
+                open_run(out, identity, default_values(config))
         if done and is_main:
             print(f"diffews: going on from episode {done}", file=sys.stderr)
 
@@ -166,10 +166,10 @@ def result_file(out: Path, episodes: int) -> Path:
 
 
 def _open_records(
-    out: Path, identity: dict[str, Any], dataset: EpisodeDataset, batch: int
+    out: Path, identity: dict[str, Any], dataset: EpisodeDataset, config: "EvalConfig"
 ) -> Records:
-    check_run(out, identity)
-    return Records(out / "episodes.jsonl", dataset, batch)
+    check_run(out, identity, default_values(config))
+    return Records(out / "episodes.jsonl", dataset, int(config.batch))
 
 
 def settle_batch(

@@ -32,7 +32,8 @@ from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import check_parts, load_text, load_unet, load_vae
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import process_device
-from diffews.runtime.files import check_run, counted_values, hash_files, open_run
+from diffews.runtime.files import (
+    check_run, counted_values, default_values, hash_files, open_run)
 from diffews.runtime.processes import in_step, one_run, together
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
 from diffews.training.checkpoints import (
@@ -101,7 +102,7 @@ class Trainer:
         torch.set_num_threads(config.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.accelerator = make_accelerator(config, self.out)
-        check_run(self.out, self.identity)
+        check_run(self.out, self.identity, default_values(config))
 
         # what is frozen; in fp16 the VAE would overflow
         is_bf16 = self.accelerator.mixed_precision == "bf16"
@@ -219,7 +220,7 @@ class Trainer:
         is_main, config = self.accelerator.is_main_process, dataclasses.asdict(self.config)
         with in_step():
             if is_main:
-                open_run(self.out, self.identity)
+                open_run(self.out, self.identity, default_values(self.config))
         shown_config = {name: str(value) for name, value in config.items()}
         self.accelerator.init_trackers("diffews", config=shown_config)
         return StepLog(self.out / "log.jsonl", step) if is_main else None
