@@ -46,18 +46,21 @@ class Group:
 
         Images are (H, W, 3), masks (H, W).
         """
-        shots = len(self.support_rgb) // len(self.indices)
-        own = slice(row * shots, (row + 1) * shots)
+        own = self._supports(row)
         images = self.support_rgb[own].permute(0, 2, 3, 1).numpy()
         pairs = list(zip(images, self.support_masks[own].numpy(), strict=True))
         return pairs, self.query_rgb[row].permute(1, 2, 0).numpy(), self.query_masks[row].numpy()
 
     def empty_masks(self, row: int) -> list[str]:
         """Which masks of an episode mark no pixel at this size: "query", "support"."""
-        shots = len(self.support_rgb) // len(self.indices)
-        supports = self.support_masks[row * shots : (row + 1) * shots].flatten(1)
+        supports = self.support_masks[self._supports(row)].flatten(1)
         found = {"query": self.query_masks[row].any(), "support": supports.any(1).all()}
         return [name for name, is_marked in found.items() if not is_marked]
+
+    def _supports(self, row: int) -> slice:
+        """Where an episode's supports lie."""
+        shots = len(self.support_rgb) // len(self.indices)
+        return slice(row * shots, (row + 1) * shots)
 
     def pin_memory(self) -> "Group":
         """Returns the group in memory from which a GPU can copy while it computes."""
