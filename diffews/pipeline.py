@@ -21,7 +21,8 @@ from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_s
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
 from diffews.models.attention import SupportBank, TextKeys
-from diffews.models.find import base_folders, latent_factor, refuse_pickles, write_record
+from diffews.models.find import (
+    DEFAULT_THRESHOLD, base_folders, latent_factor, refuse_pickles, write_record)
 from diffews.models.hub import resolve
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
@@ -71,7 +72,7 @@ class DiffewsPipeline(DiffusionPipeline):
         encoder: AutoencoderTiny | None = None,
         decoder: AutoencoderTiny | None = None,
         variant_keys: dict[str, Any] | None = None,
-        threshold: float = 0.25,
+        threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         super().__init__()
         if text is None:

@@ -1,6 +1,7 @@
 """Time, memory and arithmetic of episodes and training steps: plain beside fast, run in turns."""
 
 import dataclasses
+import functools
 import gc
 import os
 import resource
@@ -19,7 +20,7 @@ from torch import Tensor
 from diffews.data.training import TrainingBatch
 from diffews.evaluation.groups import Group, count_group, segment_group
 from diffews.images.paint import to_pixels
-from diffews.models.find import WeightDir
+from diffews.models.find import DEFAULT_THRESHOLD, WeightDir
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import load_small_vae
 from diffews.pipeline import DiffewsPipeline
@@ -46,7 +47,7 @@ SD21: dict[str, dict[str, Any]] = {  # of Stable Diffusion 2.1; the rest is diff
 # of a parameter that trains: weight, gradient, Adam's two moments in fp32, a copy in half precision
 TRAINING_BYTES = 18
 AHEAD = 4  # groups in one timed run on a GPU, which computes one while the last is counted
-THRESHOLD = (0.25, "reference")
+THRESHOLD = (DEFAULT_THRESHOLD, "reference")
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ class Setup:
     Attributes:
         config: its keys.
         pipeline: its model.
-        parts: TFLOP of the model's parts, as `count_parts` gives them.
 
     """
 
     config: "BenchmarkConfig"
     pipeline: DiffewsPipeline
-    parts: dict[str, float]
+
+    @functools.cached_property
+    def parts(self) -> dict[str, float]:
+        """TFLOP of the model's parts, as `count_parts` gives them; training does not ask."""
+        return count_parts(make_twin(self.pipeline), int(self.config.image_size or 0))
 
     @property
     def bytes_on_gpu(self) -> int:
@@ -161,7 +165,7 @@ def open_setup(
     exact_arithmetic(config.threads, config.tf32)
     pipeline = (open_pipeline(config, source, device, config.threads) if source
                 else random_pipeline(config, device))
-    return Setup(config, pipeline, count_parts(make_twin(pipeline), int(config.image_size or 0)))
+    return Setup(config, pipeline)
 
 
 def random_pipeline(config: "BenchmarkConfig", device: torch.device) -> DiffewsPipeline:
