@@ -156,11 +156,10 @@ def run_segment(config: SegmentConfig) -> int:
             "weight= is not given; the shipped tiny weights know coloured shapes only",
             stacklevel=1)
     source = find_weights(config.weight or default_weight(0), config.base)
-    size = source.image_size(config.image_size)
+    config = replace(config, image_size=source.image_size(config.image_size),
+                     threshold=source.threshold(config.threshold))
 
     with one_writer(Path(config.out)):
-        threshold = source.threshold(config.threshold)
-        config = replace(config, image_size=size, threshold=threshold)
         count = segment(config, source, queries)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
@@ -208,10 +207,7 @@ def run_train(config: TrainConfig) -> None:
 
 def find_start(config: TrainConfig) -> WeightDir:
     """Finds the weights to start from, which must be of the config's variant."""
-    try:
-        init = find_weights(str(config.init), config.base)
-    except InputError as error:
-        raise InputError(str(error).replace("weight=", "init=", 1)) from None
+    init = find_weights(str(config.init), config.base, key="init")
     ours, theirs = Variant.of(vars(config)).asdict(), init.record.get("variant")
     for name, value in Variant.read(theirs).asdict().items():
         if value != ours[name]:

@@ -63,10 +63,13 @@ class WeightDir:
 # ---- weight dirs and bases ----
 
 
-def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightDir:
+def find_weights(
+    weight: str | Path, base: str | Path | None = None, key: str = "weight"
+) -> WeightDir:
     """Finds the UNet in DIR/unet/unet, DIR/unet or DIR, and the base that goes with it.
 
     weight: the weight dir. base: folder or hub:owner/name; where None, as `find_base` finds it.
+    key: which named it, for errors.
 
     Raises:
         InputError: for a folder that is missing, or in which nothing is found.
@@ -75,13 +78,13 @@ def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightDi
     folder = Path(weight)
     if not folder.is_dir():
         raise InputError(
-            f"weight={weight}: no such folder; see weight/README.md for where weights can be had")
+            f"{key}={weight}: no such folder; see weight/README.md for where weights can be had")
 
     for candidate in (folder / "unet" / "unet", folder / "unet", folder):
         if (candidate / "config.json").is_file():
             break
     else:
-        raise InputError(f"weight={weight}: no config.json in unet/unet, unet or the folder itself")
+        raise InputError(f"{key}={weight}: no config.json in unet/unet, unet or the folder itself")
 
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     return WeightDir(folder, candidate, find_base(folder, base, record), record)
