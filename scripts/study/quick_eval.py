@@ -6,12 +6,13 @@ threshold may flip), alike for all weights: fit for comparing recipes, not for p
 """
 
 import dataclasses
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from diffews import DiffewsPipeline, load_pipeline
 from diffews.data import load_benchmark
@@ -103,9 +104,7 @@ class QuickTest:
                 encoded = encode_latents(vae, pixels).contiguous()
             self.latents |= {n: x.clone() for n, x in zip(part, encoded, strict=True)}
         if names:
-            partial = self.memo.with_suffix(".partial")
-            save_file(self.latents, partial)
-            partial.replace(self.memo)
+            write_atomic(self.memo, save(self.latents))
 
     @torch.no_grad()
     def run(
@@ -145,8 +144,6 @@ def open_weights(weight: Path) -> DiffewsPipeline:
 
 def save_counts(path: Path, counts: dict[str, Counts]) -> None:
     """Writes counts by name, complete or not at all."""
-    import io
-
     file = io.BytesIO()
     np.savez(file, **{f"{n}/{k}": v for n, c in counts.items() for k, v in vars(c).items()})
     write_atomic(path, file.getvalue())
