@@ -158,6 +158,8 @@ class EvalConfig(ListKeys, ModelKeys):
     kv_sampling: int | None = model_key(
         None, "keep a random subset of the support's keys and values, as many as N shots have "
         "(paper, section 4.5)", least=1)
+    flips: bool = model_key(
+        False, "average each episode with its mirror image: twice the work, a little better")
     batch: int | str = rounding_key(
         1, "episodes computed at once, or auto; 1 is exact, more may flip pixels that sit on the "
         "threshold", ("auto",), 1)

@@ -112,7 +112,8 @@ def _evaluate(
 
         def answer(ahead: int) -> None:
             while len(answers) < ahead and (group := next(own, None)) is not None:
-                found = segment_group(pipeline, group, config.shots, config.kv_sampling)
+                found = segment_group(
+                    pipeline, group, config.shots, config.kv_sampling, config.flips)
                 answers.append(count_group(found, group, thresholds))
 
         # nothing is written before a first group was answered

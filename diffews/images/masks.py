@@ -1,7 +1,7 @@
 """Masks as people give them, and masks as the decoded picture gives them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,6 +131,18 @@ class Segmentation:
         if self.finite is not None:
             check_decoded(self.finite.tolist(), names, self.dtypes)
         return self
+
+    def mirrored(self) -> "Segmentation":
+        """Returns the scores flipped left to right."""
+        return replace(self, rgb=self.rgb.flip(-1))
+
+    def averaged_with(self, other: "Segmentation") -> "Segmentation":
+        """Returns the mean of two answers to the same queries; finite where both are."""
+        import torch
+
+        flags = [part.finite for part in (self, other) if part.finite is not None]
+        finite = torch.stack(flags).all(0) if flags else None
+        return replace(self, rgb=(self.rgb + other.rgb) / 2, finite=finite)
 
     def masks(self, threshold: float, rule: str) -> "Tensor":
         """Thresholds the scores -> bool [B, S, S]; see `scores_and_limit`."""
