@@ -25,7 +25,7 @@ from diffews.models.find import (
     DEFAULT_THRESHOLD, base_folders, latent_factor, refuse_pickles, write_record)
 from diffews.models.hub import resolve
 from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.vae import decode_latents, encode_latents
+from diffews.models.vae import decode_latents, encode_latents, in_chunks
 from diffews.models.weights import check_parts, hash_tensors, load_text, save_text
 from diffews.variants import Variant
 
@@ -121,8 +121,12 @@ class DiffewsPipeline(DiffusionPipeline):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encodes RGB [B, 3, H, W] in [-1, 1] -> scaled means of the posterior [B, 4, H/f, W/f]."""
         vae = self.encoder or self.vae
-        latents = encode_latents(vae, pixels.to(self._execution_device, vae.dtype))
-        return latents.to(self.unet.conv_in.weight.dtype)
+        device, size = self._execution_device, pixels[0, 0].numel()
+
+        def encode(part: Tensor) -> Tensor:
+            return encode_latents(vae, part.to(device, vae.dtype, non_blocking=True))
+
+        return in_chunks(encode, pixels, size).to(self.unet.conv_in.weight.dtype)
 
     def encode_support_pixels(self, pixels: Tensor, masks: Tensor, shots: int) -> SupportBank:
         """Runs the support pass; the S supports of a set are neighbours.
@@ -171,8 +175,9 @@ class DiffewsPipeline(DiffusionPipeline):
         if injection.painted is not None:
             numbers += distinct[batch + len(supports) :].tolist()
         order = list(dict.fromkeys(numbers))
-        latents = self.encode_images(pictures[[numbers.index(number) for number in order]])
-        latents = latents[[order.index(number) for number in numbers]]
+        firsts = self._upload([numbers.index(number) for number in order])
+        rows = self._upload([order.index(number) for number in numbers])
+        latents = self.encode_images(pictures[firsts])[rows]
 
         features = latents[batch:].split(len(supports))
         return latents[:batch], self._prepare(features, masks, shots)
@@ -194,9 +199,10 @@ class DiffewsPipeline(DiffusionPipeline):
 
         # one member, unless answers to different noise are averaged
         vae, decoded = self.decoder or self.vae, []
+        decode = functools.partial(decode_latents, vae)
         for member in range(self.ensemble):
             answer = generation.sample(predict, latents, self.denoising_steps, member)
-            decoded.append(decode_latents(vae, answer.to(vae.dtype)))
+            decoded.append(in_chunks(decode, answer.to(vae.dtype), pixels[0, 0].numel()))
         mean = torch.stack(decoded).mean(0)
         rgb = quantize(mean)  # [B, 3, S, S] uint8
         scores = self.method.supervision.recover(rgb, pixels.to(rgb.device))
@@ -206,8 +212,12 @@ class DiffewsPipeline(DiffusionPipeline):
 
     def _prepare(self, features: Sequence[Tensor], masks: Tensor, shots: int) -> SupportBank:
         support = self.method.injection.join(features, masks)
-        timestep = torch.tensor(TIMESTEP, device=self._execution_device)
+        timestep = torch.full((), TIMESTEP, device=self._execution_device)
         return self.method.interaction.prepare(self.unet, support, timestep, self._text(), shots)
+
+    def _upload(self, rows: list[int]) -> Tensor:
+        """Row numbers on the device; a list as an index would be waited for."""
+        return torch.tensor(rows).to(self._execution_device, non_blocking=True)
 
     def _text(self) -> TextKeys:
         """The constant text condition, its keys and values computed once for a device and dtype."""

@@ -95,9 +95,10 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         batch = config.batch
         if batch == "auto":
             black = np.zeros((size, size, 3), np.uint8)
-            batch = auto_batch(
+            batch, why = auto_batch(
                 lambda count: pipeline([black] * count, first, batch=count, **settings),
                 device, size)
+            print(f"diffews: batch={batch}: {why}", file=sys.stderr)
 
         # the queries, in batches; a mask is bool, a label map holds 0, 1, 2, ...
         written = 0
