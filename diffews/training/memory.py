@@ -17,6 +17,7 @@ MOMENTS = {"adamw": 8, "adamw8bit": 2}  # bytes that the optimizer keeps of a pa
 # bytes that the backward pass needs, of the query and of a support, for each channel of each token
 # in one level of the UNet; so much tests/dry_run counts on Stable Diffusion 2.1's shapes
 KEPT = {"no": (1540, 910), "fp16": (855, 505), "bf16": (855, 505)}
+KEPT_BY_DECODER = 24_200  # of a pixel, by the base's decoder in fp32, for the pixel loss
 
 
 def settle_checkpointing(
@@ -47,7 +48,7 @@ def training_bytes(
     """Counts the largest memory of a step without checkpointing, without the frozen VAE.
 
     Args:
-        config: its batch, shots, optimizer and ema.
+        config: its batch, shots, optimizer, ema and pixel loss.
         unet: with `requires_grad` as it trains.
         side: of a latent.
         precision: "no", "fp16" or "bf16", as accelerate calls it.
@@ -65,4 +66,6 @@ def training_bytes(
     channels = sum(width * (side // 2**level) ** 2 for level, width in enumerate(widths))
     of_query, of_support = KEPT[precision]
     kept = config.batch * channels * (of_query + config.shots * of_support)
+    if config.pixel_loss and config.decoder is None:
+        kept += config.batch * config.image_size**2 * KEPT_BY_DECODER
     return weights + learned + kept

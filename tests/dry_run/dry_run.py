@@ -1,6 +1,6 @@
 """Runs the package on a GPU that does not exist; says what each row would take, as JSON lines.
 
-python tests/dry_run/dry_run.py FOLDER [sd21 | tiny] [NAME ...]
+python tests/dry_run/dry_run.py FOLDER [sd21 | tiny] [NAME ...]     (all names but the planted ones)
 
 FOLDER keeps the compiled shim. Each line holds a row's name, the peak of the bytes on the device,
 kernels, where the host waited, and what was refused. Exit code 0, or 3 where torch's private parts
@@ -30,14 +30,17 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers.training_utils import EMAModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from diffews import pipeline
 from diffews.cli.tool_settings import BenchmarkConfig
 from diffews.data.training import TrainingBatch
 from diffews.evaluation.groups import count_group, segment_group
+from diffews.pipeline import DiffewsPipeline
 from diffews.tools.timing import random_group, random_pipeline
 from diffews.training.adapters import add_lora, make_optimizer
 from diffews.training.engine import Stepper
 from diffews.training.pixel_loss import PixelLoss
 from diffews.training.step import TrainingStep, encode_batch, latent_loss
+from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS
 
 DEVICE = torch.device("cuda", 0)
 SIDES = {"sd21": 512, "tiny": 64}
@@ -47,6 +50,7 @@ EPISODES = {  # name -> keys of the model, and shots, batch
         for shots in (1, 5)
         for dtype in ("fp32", "fp16", "bf16")
     },
+    "eval 1-shot fp32, low_memory": ({"dtype": "fp32", "low_memory": True}, 1, 1),
     "eval 1-shot bf16, batch 8": ({"dtype": "bf16"}, 1, 8),
     "eval 5-shot bf16, batch 8": ({"dtype": "bf16"}, 5, 8),
 }
@@ -92,14 +96,74 @@ def watch(shapes: str, run: Callable[[Any, int], None], keys: dict[str, Any]) ->
 
 
 def evaluate(shots: int, batch: int) -> Callable[[Any, int], None]:
-    """Two groups of episodes, as `eval` computes them: the second is queued while one computes."""
+    """A group of episodes, as `eval` computes it."""
 
     def run(pipe: Any, size: int) -> None:
-        for _ in range(2):
-            group = random_group(batch, shots, size).pin_memory()
-            count_group(segment_group(pipe, group, shots), group, [(0.25, "reference")])
+        group = random_group(batch, shots, size).pin_memory()
+        count_group(segment_group(pipe, group, shots), group, [(0.25, "reference")])
 
     return run
+
+
+def variant(**words: str) -> Callable[[Any, int], None]:
+    """A group of two episodes of another of the paper's choices."""
+
+    def run(pipe: Any, size: int) -> None:
+        parts = pipe.unet, pipe.vae, pipe.text
+        other = DiffewsPipeline(*parts, image_size=size, variant_keys=words)
+        evaluate(2, 2)(other, size)
+
+    return run
+
+
+# ---- mistakes, which must be found ----
+
+
+def planted(name: str, mistake: Callable[..., Any]) -> Callable[[Any, int], None]:
+    """An episode with a function of the pipeline exchanged for one that makes a mistake."""
+
+    def run(pipe: Any, size: int) -> None:
+        right = getattr(pipeline, name)
+        setattr(pipeline, name, lambda *given: mistake(right, *given))
+        try:
+            evaluate(1, 1)(pipe, size)
+        finally:
+            setattr(pipeline, name, right)
+
+    return run
+
+
+def other_device(right: Any, vae: Any, images: Any) -> Any:
+    """A picture stays in main memory."""
+    return right(vae, images.cpu())
+
+
+def other_dtype(right: Any, vae: Any, latents: Any) -> Any:
+    """Half-precision latents meet a VAE in full precision."""
+    return right(vae, latents.half())
+
+
+def waits(right: Any, vae: Any, latents: Any) -> Any:
+    """The host looks at a value before it goes on."""
+    rgb = right(vae, latents)
+    return rgb if rgb.max().item() < 1e9 else rgb * 0
+
+
+PLANTED = {
+    "planted device": planted("encode_latents", other_device),
+    "planted dtype": planted("decode_latents", other_dtype),
+    "planted wait": planted("decode_latents", waits),
+}
+VARIANTS = {
+    f"variant {word}": variant(**{choice: word})
+    for choice, words in (
+        ("interaction", INTERACTIONS[1:2]),
+        ("injection", INJECTIONS[1:]),
+        ("supervision", SUPERVISIONS[1:]),
+        ("generation", GENERATIONS[1:]),
+    )
+    for word in words
+}
 
 
 def train(
@@ -166,13 +230,14 @@ def make_batch(shots: int, size: int, truth: bool) -> TrainingBatch:
 def rows() -> dict[str, tuple[Callable[[Any, int], None], dict[str, Any]]]:
     """What can be run, and with which keys of the model, by name."""
     found = {name: (evaluate(*sizes), keys) for name, (keys, *sizes) in EPISODES.items()}
-    return {**found, **{name: (train(**keys), {}) for name, keys in STEPS.items()}}
+    found |= {name: (train(**keys), {}) for name, keys in STEPS.items()}
+    return {**found, **{name: (run, {}) for name, run in (VARIANTS | PLANTED).items()}}
 
 
 def main(shapes: str, names: list[str]) -> None:
     """Runs the rows of these names, or all."""
     for name, (run, keys) in rows().items():
-        if not names or name in names:
+        if name in names or not names and name not in PLANTED:
             print(json.dumps({"name": name, **watch(shapes, run, keys)}), flush=True)
 
 
