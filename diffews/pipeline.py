@@ -6,42 +6,27 @@ and give masks at their own size; `encode_support_pixels` and `segment` do the w
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from diffews.errors import InputError
 from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_supports
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
+from diffews.images.output import DiffewsOutput, LabelMaps
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import base_folders, latent_factor, refuse_pickles, write_record
 from diffews.models.hub import resolve
+from diffews.models.presence import NoPresence
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
 from diffews.models.weights import check_parts, hash_tensors, load_text, save_text
 from diffews.variants import Variant
-
-
-@dataclass
-class DiffewsOutput(BaseOutput):
-    """What the pipeline says of each query, at the query's own size unless another is asked for.
-
-    Attributes:
-        masks: list of bool arrays (H_i, W_i).
-        scores: list of float32 arrays (H_i, W_i) in [0, 1], the mean over RGB of the decoded
-            picture, before the threshold.
-
-    """
-
-    masks: list[np.ndarray]
-    scores: list[np.ndarray]
 
 
 class DiffewsPipeline(DiffusionPipeline):
@@ -83,6 +68,7 @@ class DiffewsPipeline(DiffusionPipeline):
         # the four objects that the paper's choices name, and what the multi-step ones take
         self.method = Variant.read(None if variant_keys is None else dict(variant_keys)).build()
         self.denoising_steps, self.ensemble = 10, 1
+        self.presence = NoPresence()  # or who is asked whether the class is there at all
         self._text_keys: TextKeys | None = None
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -186,6 +172,7 @@ class DiffewsPipeline(DiffusionPipeline):
         """
         latents = self.encode_images(pixels) if latents is None else latents
         interaction, generation = self.method.interaction, self.method.generation
+        bank = self.presence.listen(bank)
         predict = functools.partial(interaction.segment, self.unet, text=self._text(), state=bank)
 
         # one member, unless answers to different noise are averaged
@@ -198,12 +185,24 @@ class DiffewsPipeline(DiffusionPipeline):
         scores = self.method.supervision.recover(rgb, pixels.to(rgb.device))
         finite = torch.isfinite(mean).flatten(1).all(1) & torch.isfinite(scores).flatten(1).all(1)
         kinds = (str(module.dtype).removeprefix("torch.") for module in (self.unet, vae))
-        return Segmentation(scores, finite, "UNet in {}, VAE in {}".format(*kinds))
+        found = Segmentation(scores, finite, "UNet in {}, VAE in {}".format(*kinds))
+        again = functools.partial(self._encode_again, pixels, latents)
+        return self.presence.judge(found, bank, again)
+
+    def _encode_again(self, pixels: Tensor, latents: Tensor, masks: Tensor) -> SupportBank:
+        """Runs the support pass on queries that are encoded already, with masks of their own."""
+        injection, masks = self.method.injection, masks.to(torch.uint8)
+        pictures = injection.encoded(pixels.to(masks.device), masks)
+        known = [latents] if injection.encodes_image else []
+        features = [*known, *map(self.encode_images, pictures[len(known) :])]
+        return self._prepare(features, masks, shots=1)
 
     def _prepare(self, features: Sequence[Tensor], masks: Tensor, shots: int) -> SupportBank:
         support = self.method.injection.join(features, masks)
         timestep = torch.tensor(TIMESTEP, device=self._execution_device)
-        return self.method.interaction.prepare(self.unet, support, timestep, self._text(), shots)
+        bank = self.method.interaction.prepare(
+            self.unet, support, timestep, self._text(), shots)
+        return self.presence.sign(bank, masks)
 
     def _text(self) -> TextKeys:
         """The constant text condition, its keys and values computed once for a device and dtype."""
@@ -260,6 +259,7 @@ class DiffewsPipeline(DiffusionPipeline):
         image_size: int | None = None,
         own_size: bool = True,
         batch: int = 1,
+        min_presence: float | None = None,
     ) -> DiffewsOutput:
         """Segments one or more queries.
 
@@ -274,10 +274,12 @@ class DiffewsPipeline(DiffusionPipeline):
             own_size: give masks at each query's own size; else at (image_size, image_size).
             batch: queries computed at once; 1 is the exact path, more may flip pixels that sit on
                 the threshold.
+            min_presence: queries whose presence is below it get an empty mask, if the weights have
+                a presence head.
 
         """
         size = self._check_size(image_size)
-        check_call(threshold, threshold_rule, batch)
+        check_call(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
             raise InputError("give either a bank or support_images with support_masks")
         if bank is None:
@@ -295,10 +297,12 @@ class DiffewsPipeline(DiffusionPipeline):
             pixels = torch.tensor(arrays)
             part = bank if bank.batch == 1 else bank[start : start + batch]
             named = [f"query {start + row}" for row in range(len(shapes))]
-            answer = self.segment(pixels, part).check(named)
+            answer = self.segment(pixels, part).check(named).gate(min_presence)
             found = answer.at_sizes(shapes, threshold, threshold_rule)
             output.masks += [mask for mask, _ in found]
             output.scores += [score for _, score in found]
+            if answer.presence is not None:
+                output.presence = [*(output.presence or []), *answer.presence.tolist()]
         return output
 
     @torch.no_grad()
@@ -312,7 +316,8 @@ class DiffewsPipeline(DiffusionPipeline):
         image_size: int | None = None,
         own_size: bool = True,
         batch: int = 1,
-    ) -> list[np.ndarray]:
+        min_presence: float | None = None,
+    ) -> LabelMaps:
         """Segments several classes at once -> label maps uint8 (H, W).
 
         0 is none and i + 1 the class of banks[i]; where several classes are above their threshold,
@@ -321,33 +326,38 @@ class DiffewsPipeline(DiffusionPipeline):
         Args:
             queries: as the call takes them.
             banks: 1 to 255, each of one support set of one class.
-            threshold, threshold_rule, image_size, own_size, batch: as the call takes them.
+            threshold, threshold_rule, image_size, own_size, batch, min_presence: as the call takes
+                them; the last leaves out classes that are not there.
 
         """
         size = self._check_size(image_size)
-        check_call(threshold, threshold_rule, batch)
+        check_call(threshold, threshold_rule, batch, min_presence)
         if not 1 <= len(banks) <= 255:
             raise InputError(f"{len(banks)} banks; give one for each class, 1 to 255")
         several = next((bank.batch for bank in banks if bank.batch != 1), None)
         if several is not None:
             raise InputError(f"a bank of {several} support sets; give one for each class")
 
-        images, maps = as_list(queries, 3), []
+        images, maps = as_list(queries, 3), LabelMaps()
         for start in range(0, len(images), batch):
             arrays, shapes = prepare_images(images[start : start + batch], size, own_size)
             pixels = torch.tensor(arrays)
             latents = self.encode_images(pixels)
             best = [np.zeros(shape, np.float32) for shape in shapes]
             labels = [np.zeros(shape, np.uint8) for shape in shapes]
+            sure: list[Tensor | None] = []
 
             for number, bank in enumerate(banks, start=1):
                 named = [f"query {start + row}" for row in range(len(shapes))]
-                answer = self.segment(pixels, bank, latents).check(named)
+                answer = self.segment(pixels, bank, latents).check(named).gate(min_presence)
+                sure.append(answer.presence)
                 found = answer.at_sizes(shapes, threshold, threshold_rule)
                 for row, (mask, score) in enumerate(found):
                     wins = mask & (score > best[row])
                     labels[row][wins], best[row][wins] = number, score[wins]
             maps += labels
+            if (known := [tensor for tensor in sure if tensor is not None]):
+                maps.presence = [*(maps.presence or []), *torch.stack(known, 1).tolist()]
         return maps
 
     def _check_size(self, image_size: int | None) -> int:

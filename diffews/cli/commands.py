@@ -20,16 +20,17 @@ from diffews.cli.tool_commands import (
     run_make_tiny_base)
 from diffews.cli.tool_settings import (
     BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig, InitBaseConfig,
-    MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
+    MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig, TrainPresenceConfig)
 from diffews.data.episodes import Benchmark, EpisodeDataset
 from diffews.data.lists import check_names
+from diffews.data.negatives import check_absence_is_known
 from diffews.data.registry import (
     BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names)
 from diffews.errors import InputError, printable
 from diffews.evaluation.queries import find_queries
 from diffews.evaluation.segment import report, segment
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights)
+    DEFAULT_IMAGE_SIZE, PRESENCE, WeightDir, check_base, check_image_size, find_weights)
 from diffews.models.hub import BASE_FILES, HUB, resolve
 from diffews.runtime.locks import one_writer
 
@@ -60,11 +61,27 @@ def run_eval(config: EvalConfig) -> None:
     if empty := result["empty_episodes"]:
         print(f"{empty} of {result['episodes']} episodes have a support or query whose mask is "
               f"empty at image_size={result['image_size']}")
+    if absent_scores := result.get("absent"):
+        print_absent(absent_scores, config.presence)
     low, high = result["miou_interval"]
     print(f"written to {out}: {result_file(out, result['episodes']).name}, episodes.jsonl")
     print(f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "
           f"mIoU {result['miou']:.2f} (95 % interval {low:.2f} to {high:.2f}), "
           f"FB-IoU {result['fb_iou']:.2f}")
+
+
+def print_absent(scores: dict[str, Any], presence: str) -> None:
+    """Prints how well queries without the class are told from those with it."""
+    print(f"absent, {scores['negatives']} negatives: AUROC {scores['auroc']:.3f}, "
+          f"{100 * scores['fpr_at_95_recall']:.1f} % false alarms at 95 % recall")
+    if presence == "cosine":
+        print("presence=cosine has no calibrated gate; what is gated at 0.5 means nothing")
+        return
+    twins = f", of {scores['twins']} twins {100 * scores['twins_rejected']:.1f} %"
+    print(f"gate {scores['gate']}: exact {100 * scores['exact_ratio']:.1f} %, MCC "
+          f"{scores['il_mcc']:.3f}, negatives found empty "
+          f"{100 * scores['negatives_rejected']:.1f} %{twins * bool(scores['twins'])}; "
+          f"mIoU {scores['miou_gated']:.2f} with the gate, {scores['miou_ungated']:.2f} without")
 
 
 def run_baselines(config: BaselinesConfig) -> None:
@@ -223,6 +240,43 @@ def open_training_set(config: TrainConfig) -> Benchmark:
         for name, weight, names in shares])
 
 
+def run_train_presence(config: TrainPresenceConfig) -> None:
+    """Trains a presence head on frozen weights."""
+    source = find_weights(config.weight, config.base)
+    fold, out = find_fold(config, source), Path(config.out or source.path)
+    check_head_fold(config, source, fold)
+    if (out / PRESENCE).exists():
+        raise InputError(f"{out / PRESENCE} exists; remove it or give out=")
+    config = replace(config, image_size=source.image_size(config.image_size))
+    benchmark = open_benchmark(
+        config.benchmark, config.data, fold, "train", config.splits, config.shots,
+        **config.options())
+    check_absence_is_known(benchmark, f"benchmark={config.benchmark}")
+    benchmark.check_files(
+        dict.fromkeys(sample for samples in benchmark.images.values() for sample in samples))
+
+    from diffews.training.presence import check_out, train_presence
+
+    check_out(source, out)
+    with one_writer(out):
+        record = train_presence(config, benchmark, source, out, fold)
+    if "held_out_auroc" in record:
+        print(f"AUROC {record['held_out_auroc']:.3f} on held-out queries of seen classes")
+    print(f"wrote {out / PRESENCE}")
+
+
+def check_head_fold(config: TrainPresenceConfig, source: WeightDir, fold: int) -> None:
+    """Raises InputError for a fold whose training classes are novel to the weights."""
+    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
+    known = source.record.get("fold", int(named[1]) if named else None)
+    same = source.record.get("benchmark", config.benchmark) == config.benchmark
+    if BENCHMARKS[config.benchmark][2] and same and known not in (None, fold):
+        raise InputError(
+            f"fold={fold}: weight={source.path} was trained with fold {known}, so that training "
+            f"classes of fold {fold} are novel to it, and a head may not see them; give "
+            f"fold={known}")
+
+
 # ---- data ----
 
 
@@ -304,6 +358,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {  # in the orde
     "eval": (EvalConfig, run_eval),
     "segment": (SegmentConfig, run_segment),
     "train": (TrainConfig, run_train),
+    "train-presence": (TrainPresenceConfig, run_train_presence),
     "baselines": (BaselinesConfig, run_baselines),
     "prepare": (PrepareConfig, run_prepare),
     "check": (CheckConfig, run_check),

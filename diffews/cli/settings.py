@@ -14,7 +14,7 @@ from diffews.cli.keys import (
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.errors import InputError
 from diffews.images.drawn_masks import Pick
-from diffews.images.masks import THRESHOLD_RULES, check_threshold
+from diffews.images.masks import THRESHOLD_RULES, check_presence, check_threshold
 from diffews.training import LR_END
 from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
 
@@ -22,6 +22,10 @@ DTYPES = ("fp32", "bf16", "fp16")
 DATASETS = str(CHECKOUT / "datasets")
 DATA = "folder that holds the benchmark's folder"
 BIN = "read pickled .bin weights (tensors only) where there is no safetensors file"
+PRESENCES = ("auto", "off", "cosine", "full", "fast")
+PRESENCE_TEXT = (
+    "who says whether the class is there at all: the weight dir's head if it has one (auto), a "
+    "head of the kind full or fast, cosine, which needs no training, or nobody")
 DEVICE = "where to compute: auto, cpu, cuda, cuda:1, mps ..."
 
 
@@ -126,6 +130,10 @@ class ModelKeys:
     tf32: bool = rounding_key(
         False, "GPU: 10-bit mantissas in products, kernels chosen by timing; changes rounding")
 
+    def presence_kind(self) -> str:
+        """Returns who is asked whether a query holds the class at all: nobody, by default."""
+        return "off"
+
     def check(self) -> None:
         """Raises InputError for a threshold or a number of steps that cannot be."""
         check_threshold(self.threshold, self.threshold_rule)
@@ -150,6 +158,11 @@ class EvalConfig(ListKeys, ModelKeys):
     extra_metrics: bool = key(
         False, "also count at the pictures' own size, and boundary IoU; decodes each query twice",
         changes_result=BYTES)
+    absent: bool = key(
+        False, "also ask each query for a class that it does not hold, and score presence: AUROC, "
+        "false alarms, mIoU with a gate at 0.5", counted_as="negatives")
+    presence: str = model_key(
+        "auto", PRESENCE_TEXT, PRESENCES, counted_as="presence_sha256")
     kv_sampling: int | None = model_key(
         None, "keep a random subset of the support's keys and values, as many as N shots have "
         "(paper, section 4.5)", least=1)
@@ -167,6 +180,14 @@ class EvalConfig(ListKeys, ModelKeys):
         0, "write support | query | prediction | truth panels of the first N episodes", least=0)
     save_masks: bool = output_key(
         False, "write each predicted mask as out/masks/<index>.png (0 and 255)")
+
+    def asks_presence(self) -> bool:
+        """Whether presence is asked for: it costs time, and changes no mask."""
+        return self.absent
+
+    def presence_kind(self) -> str:
+        """Returns who is asked; see `ModelKeys`."""
+        return self.presence if self.asks_presence() else "off"
 
     def check(self) -> None:
         """Raises InputError for a threshold that cannot be."""
@@ -219,6 +240,10 @@ class SegmentConfig(ModelKeys):
         [], "name of each support's class, in the same order; several make a label map")
     bank: list[str] = key(
         [], "support bank(s) of save_bank=, instead of support= and mask=; several: a label map")
+    presence: str = model_key("auto", PRESENCE_TEXT, PRESENCES)
+    min_presence: float | None = key(
+        None, "presence below which a query gets an empty mask, in [0, 1]; 0.5 by default where a "
+        "trained head is asked, else off; out/presence.csv lists all", least=0)
     batch: int | str = speed_key(1, "queries computed at once, or auto", ("auto",), 1)
     threads: int = speed_key(0, "CPU threads of the model; 0 takes all cores", least=0)
     out: str = output_key(
@@ -228,9 +253,14 @@ class SegmentConfig(ModelKeys):
     save_bank: str | None = output_key(
         None, "write the encoded support, for bank=; with several classes a folder")
 
+    def presence_kind(self) -> str:
+        """Returns who is asked; see `ModelKeys`."""
+        return self.presence
+
     def check(self) -> None:
-        """Raises InputError for what is no colour."""
+        """Raises InputError for what is no colour, or no presence."""
         Pick.of(self.mask_value, self.mask_colour)
+        check_presence(self.min_presence)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,20 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from diffews.errors import InputError, printable
+from diffews.evaluation.presence_list import PresenceList
 from diffews.evaluation.queries import Queries, Query
 from diffews.images.drawn_masks import Pick
 from diffews.images.files import open_image
-from diffews.images.masks import shrink_mask
+from diffews.images.masks import GATE, shrink_mask
 from diffews.images.photos import open_photo, open_photo_mask
-from diffews.models.find import WeightDir
+from diffews.models.find import PRESENCE, WeightDir
 from diffews.runtime.files import hash_files, write_atomic
 
 if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
 
 SETTINGS = "diffews"  # text in a mask's PNG: the hash of what it was made with
+PRESENCE_LIST = "presence.csv"
 SHOWN = 20  # names that a line shows
 
 
@@ -71,6 +74,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         return 0
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
+    least, listed = settle_gate(config, pipeline.presence.kind), PresenceList(out / PRESENCE_LIST)
 
     with memory_advice(), tqdm(total=len(todo), unit="image") as bar:
         # the support of each class is read once, whatever the number of queries
@@ -91,7 +95,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         size, first = config.image_size or pipeline.config.image_size, next(iter(banks.values()))
         settings: dict[str, Any] = {
             "image_size": size, "threshold": config.threshold,
-            "threshold_rule": config.threshold_rule}
+            "threshold_rule": config.threshold_rule, "min_presence": least}
         batch = config.batch
         if batch == "auto":
             black = np.zeros((size, size, 3), np.uint8)
@@ -111,8 +115,13 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
             images = [image for _, image in opened]
             if several:
                 found = pipeline.label(images, list(banks.values()), batch=len(images), **settings)
+                sure = found.presence
             else:
-                found = pipeline(images, first, batch=len(images), **settings).masks
+                output = pipeline(images, first, batch=len(images), **settings)
+                found = output.masks
+                sure = output.presence and [[share] for share in output.presence]
+            if sure:
+                list_presence(listed, [query for query, _ in opened], list(banks), sure, found)
 
             # the mask comes last: where it is, all is
             for (query, image), mask in zip(opened, found, strict=True):
@@ -120,7 +129,42 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
                 write_atomic(places[query][0], _encode_mask(
                     mask.astype(np.uint8) * white, made_with + hash_files([query.file])))
                 written += 1
+    listed.close()
     return written
+
+
+def settle_gate(config: "SegmentConfig", kind: str | None) -> float | None:
+    """Returns the presence below which a mask is emptied: as asked, else GATE with a trained head.
+
+    kind: of who is asked, None for nobody.
+    """
+    if config.min_presence is None:
+        return GATE if kind not in (None, "cosine") else None
+    if kind is None:
+        raise InputError(
+            f"min_presence={config.min_presence:g} needs weights with a presence head; train one "
+            "with `diffews train-presence`, or give presence=cosine")
+    return config.min_presence
+
+
+def list_presence(
+    listed: PresenceList, queries: Sequence[Query], classes: Sequence[str],
+    sure: Sequence[Sequence[float]], found: Sequence[np.ndarray]
+) -> None:
+    """Adds to presence.csv what was found of some queries.
+
+    Args:
+        listed: the list.
+        queries: B of them.
+        classes: names, C of them.
+        sure: presence of each class in each query, B times C.
+        found: B masks, or label maps of 1 .. C.
+
+    """
+    for query, shares, mask in zip(queries, sure, found, strict=True):
+        for number, (name, share) in enumerate(zip(classes, shares, strict=True), start=1):
+            area = float((mask == number).mean())
+            listed.add(f"{query.name}{query.file.suffix}", name or "object", share, area)
 
 
 def report(queries: Queries) -> None:
@@ -144,6 +188,8 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
     given = [Path(file) for file in (*config.support, *config.mask, *config.bank)]
     content = [hash_files([file]) for file in given]
     settings = [ages, str(source.base), content, [getattr(config, name) for name in names]]
+    if (source.path / PRESENCE).is_dir() or config.presence != "auto":
+        settings += [config.presence, config.min_presence]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

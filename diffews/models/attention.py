@@ -25,13 +25,16 @@ class SupportBank:
     visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; None shows all.
     last: the layer that records last; its attention is left out, since nobody reads the rest of
     the support pass.
+    signature: what a presence head compares of each shot, name -> [B, S, C]; see `presence.py`.
     """
 
     def __init__(
             self, shots: int, layers: dict[str, tuple[Tensor, ...]] | None = None,
-            visible: Tensor | None = None, last: str | None = None) -> None:
+            visible: Tensor | None = None, last: str | None = None,
+            signature: dict[str, Tensor] | None = None) -> None:
         self.last = last
         self.shots = shots
+        self.signature = dict(signature or {})
         self._visible = visible
         # name -> key, value [B, S*N, C] and, if any token is hidden, seen [B, S*N, 1]
         self._layers = dict(layers or {})
@@ -111,7 +114,9 @@ class SupportBank:
         layers = {
             layer: tuple(map(_cat, _parts(tensors, hides), _parts(other._layers[layer], hides)))
             for layer, tensors in self._layers.items()}
-        return SupportBank(self.shots + other.shots, layers)
+        both = self.signature.keys() & other.signature.keys()
+        signature = {name: _cat(self.signature[name], other.signature[name]) for name in both}
+        return SupportBank(self.shots + other.shots, layers, signature=signature)
 
     def sample(self, shots: int, generator: torch.Generator | None = None) -> "SupportBank":
         """Returns a random subset of every layer's tokens (paper, section 4.5).
@@ -130,7 +135,11 @@ class SupportBank:
             order = torch.randperm(count, generator=generator)
             kept = order[: count * shots // self.shots].sort().values
             layers[layer] = tuple(tensor[:, kept.to(tensor.device)] for tensor in tensors)
-        return SupportBank(shots, layers)
+        return SupportBank(shots, layers, signature=self.signature)
+
+    def sign(self, signature: dict[str, Tensor]) -> "SupportBank":
+        """Returns the bank with another signature."""
+        return SupportBank(self.shots, self._layers, self._visible, self.last, signature)
 
     def save(self, path: str | Path, weights: str = "") -> None:
         """Writes the bank as a safetensors file.
@@ -141,6 +150,8 @@ class SupportBank:
             f"{layer}.{part}": tensor.contiguous()
             for layer, tensors in self._layers.items()
             for part, tensor in zip(_PARTS, tensors, strict=False)}
+        tensors |= {
+            _SIGNATURE + name: tensor.contiguous() for name, tensor in self.signature.items()}
         check_finite(tensors.items(), f"{path}, not written", "encode the support in dtype=fp32")
         metadata = {"shots": str(self.shots), "weights": weights}
         write_atomic(Path(path), save(tensors, metadata=metadata))
@@ -158,23 +169,27 @@ class SupportBank:
 
         """
         layers: dict[str, dict[str, Tensor]] = {}
+        signature: dict[str, Tensor] = {}
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 metadata = file.metadata() or {}
                 shots = int(metadata["shots"])
                 for name in file.keys():  # noqa: SIM118  (no mapping)
+                    if name.startswith(_SIGNATURE):
+                        signature[name.removeprefix(_SIGNATURE)] = file.get_tensor(name)
+                        continue
                     layer, _, part = name.rpartition(".")
                     layers.setdefault(layer, {})[part] = file.get_tensor(name)
             found = {
                 layer: tuple(parts[part] for part in _PARTS[: max(2, len(parts))])
                 for layer, parts in layers.items()}
-            _check_shapes(found, shots)
+            _check_shapes(found, signature, shots)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(
                 f"{path} is not a support bank ({error}); write one with SupportBank.save"
             ) from error
 
-        for layer, parts in layers.items():
+        for layer, parts in {**layers, "signature": signature}.items():
             check_finite(
                 ((f"{layer}.{part}", tensor) for part, tensor in parts.items()), str(path),
                 "encode the support again")
@@ -184,17 +199,42 @@ class SupportBank:
             raise InputError(
                 f"{path}: other weights, or another precision, recorded this bank; "
                 "encode the support again")
-        return cls(shots, found)
+        return cls(shots, found, signature=signature)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "SupportBank":
         layers = {layer: tuple(map(function, tensors)) for layer, tensors in self._layers.items()}
-        return SupportBank(self.shots, layers)
+        signature = {name: function(tensor) for name, tensor in self.signature.items()}
+        return SupportBank(self.shots, layers, signature=signature)
+
+
+class ListeningBank(SupportBank):
+    """A bank that also keeps what the layers of the queries that read it computed themselves.
+
+    heard: name -> key, value [B, N, C], of the last pass.
+    """
+
+    def __init__(self, bank: SupportBank) -> None:
+        super().__init__(bank.shots, bank._layers, signature=bank.signature)
+        self.heard: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps the query's own key and value, and appends the support's; see `SupportBank`."""
+        self.heard[layer] = key, value
+        return super().extend(layer, key, value)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "ListeningBank":
+        # hooks of offloaded models move every argument: what the copy hears is heard here
+        moved = ListeningBank(super()._map(function))
+        moved.heard = self.heard
+        return moved
 
 
 _PARTS = ("key", "value", "seen")  # of a layer, in a bank's file
+_SIGNATURE = "signature/"  # how the names begin of what is kept beside the layers
 
 
-def _check_shapes(layers: dict[str, tuple[Tensor, ...]], shots: int) -> None:
+def _check_shapes(
+        layers: dict[str, tuple[Tensor, ...]], signature: dict[str, Tensor], shots: int) -> None:
     """Raises ValueError unless every layer holds so many shots of the same support sets."""
     sets = {tensors[0].shape[0] for tensors in layers.values() if tensors[0].ndim}
     for layer, (key, value, *seen) in layers.items():
@@ -203,6 +243,9 @@ def _check_shapes(layers: dict[str, tuple[Tensor, ...]], shots: int) -> None:
                              f"those of {shots} shots")
         if len(sets) != 1 or any(part.shape != (*key.shape[:2], 1) for part in seen):
             raise ValueError(f"{layer}: not of as many support sets or tokens as the rest")
+    for name, tensor in signature.items():
+        if tensor.ndim != 3 or tensor.shape[0] not in sets or tensor.shape[1] != shots:
+            raise ValueError(f"{name}: {list(tensor.shape)} is no signature of {shots} shots")
 
 
 def _parts(tensors: tuple[Tensor, ...], hides: bool) -> tuple[Tensor, ...]:

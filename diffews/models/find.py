@@ -12,6 +12,7 @@ from diffews.models.hub import HUB, resolve
 from diffews.runtime.files import hash_files, read_json, write_atomic
 
 RECORD = "diffews.json"  # written beside trained weights: base, image size, config, versions
+PRESENCE = "presence"  # folder of a weight dir's presence head
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
 

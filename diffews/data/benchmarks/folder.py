@@ -71,6 +71,8 @@ class FolderBenchmark(OwnClasses):
     An image saved as PNG has its mask as <name>_mask.png. Links are followed.
     """
 
+    labels_all = False  # a picture lies in the folder of one class
+
     def read_lists(self, folds: int = 4, novel: Sequence[str] = (), mask_value: int | None = None,
                    mask_colour: Sequence[int] = ()) -> None:
         self.pick = Pick.of(mask_value, mask_colour)
