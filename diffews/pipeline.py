@@ -18,7 +18,7 @@ from diffews.errors import InputError
 from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_supports
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
-from diffews.images.output import DiffewsOutput, LabelMaps
+from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import base_folders, latent_factor, refuse_pickles, write_record
 from diffews.models.hub import resolve

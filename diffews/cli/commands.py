@@ -138,7 +138,7 @@ def open_evaluation(
     return source, fold, dataset
 
 
-def find_fold(config: ListKeys, source: WeightDir) -> int:
+def find_fold(config: BenchmarkKeys, source: WeightDir) -> int:
     """Returns the fold asked for, else `_fold<N>` of the weight dir's name, else the recorded."""
     if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
         return config.fold or 0

@@ -185,7 +185,7 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class TrainPresenceConfig(BenchmarkKeys, ModelKeys):
-    """Train a head on frozen weights that says whether a query holds the support's class at all.
+    """Train a head on frozen weights that says whether a query holds the class at all.
 
     diffews train-presence weight=weight/mine_fold0 out=weight/mine_fold0
     diffews train-presence weight=weight/coco_fold0 kind=fast queries=2000 out=runs/with_head

@@ -113,13 +113,15 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
             if not opened:
                 continue
             images = [image for _, image in opened]
+            found: list[np.ndarray]
             if several:
-                found = pipeline.label(images, list(banks.values()), batch=len(images), **settings)
-                sure = found.presence
+                found = maps = pipeline.label(
+                    images, list(banks.values()), batch=len(images), **settings)
+                sure = maps.presence
             else:
                 output = pipeline(images, first, batch=len(images), **settings)
-                found = output.masks
-                sure = output.presence and [[share] for share in output.presence]
+                found, alone = output.masks, output.presence
+                sure = None if alone is None else [[share] for share in alone]
             if sure:
                 list_presence(listed, [query for query, _ in opened], list(banks), sure, found)
 
@@ -187,7 +189,7 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
     ages = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
     given = [Path(file) for file in (*config.support, *config.mask, *config.bank)]
     content = [hash_files([file]) for file in given]
-    settings = [ages, str(source.base), content, [getattr(config, name) for name in names]]
+    settings: list[Any] = [ages, str(source.base), content, [getattr(config, name) for name in names]]
     if (source.path / PRESENCE).is_dir() or config.presence != "auto":
         settings += [config.presence, config.min_presence]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()

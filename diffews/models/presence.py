@@ -55,6 +55,9 @@ class PresenceHead(nn.Module):
 
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
             self, kind: str, how: str, heads: Mapping[str, int], inputs: int,
             hidden: int = HIDDEN) -> None:
