@@ -13,7 +13,7 @@ from typing import Any
 
 from diffews.cli.keys import CHECKOUT, build, entries_of_scores
 from diffews.cli.settings import (
-    BaselinesConfig, BenchmarkKeys, EpisodesConfig, EvalConfig, ListKeys, SegmentConfig,
+    BaselinesConfig, BenchmarkKeys, EpisodesConfig, EvalConfig, SegmentConfig,
     TrainConfig)
 from diffews.cli.tool_commands import (
     run_benchmark, run_distill_decoder, run_export, run_init_base, run_make_shapes,

@@ -198,7 +198,7 @@ class TrainPresenceConfig(BenchmarkKeys, ModelKeys):
         REQUIRED, "weight dir of the variant interaction=kv_fusion", counted_as="weight_sha256")
     kind: str = model_key(
         "full", "full: one more support pass on each query, with its own mask; fast: none", KINDS)
-    hidden: int = training_key(16, "width of the head's networks", least=1)
+    hidden: int = training_key(32, "width of the head's networks", least=1)
     seed: int = training_key(0, "seed of queries, supports and networks", least=0)
     batch: int = rounding_key(16, "queries computed at once", least=1)
     threads: int = rounding_key(1, "CPU threads of the model", least=1)

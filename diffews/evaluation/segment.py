@@ -189,7 +189,8 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
     ages = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
     given = [Path(file) for file in (*config.support, *config.mask, *config.bank)]
     content = [hash_files([file]) for file in given]
-    settings: list[Any] = [ages, str(source.base), content, [getattr(config, name) for name in names]]
+    values = [getattr(config, name) for name in names]
+    settings: list[Any] = [ages, str(source.base), content, values]
     if (source.path / PRESENCE).is_dir() or config.presence != "auto":
         settings += [config.presence, config.min_presence]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()

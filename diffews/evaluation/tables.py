@@ -17,7 +17,9 @@ from diffews.evaluation.published import IMAGE_SIZE, PUBLISHED, FoldScores, Publ
 from diffews.evaluation.records import Record, read_result, resample
 
 # what the runs of one row need not have in common, since it goes with the fold
-BY_FOLD = ("benchmark", "fold", "shots", "weight_sha256", "base_sha256", "list_sha256")
+BY_FOLD = (
+    "benchmark", "fold", "shots", "weight_sha256", "base_sha256", "list_sha256",
+    "presence_sha256")
 Row = list[str]
 Columns = list[float | None]  # scores of each number of shots: the folds, then their mean
 Measured = tuple[float, np.ndarray]  # a score in percent, and its bootstrap resamples

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 KINDS = ("full", "fast")  # of a head: with one more support pass on the query, or without
 HEAD_FILE = "head.safetensors"
 FORMAT = 1  # of the folder; a head of another one is refused
-MOST_INPUTS = 8192  # up to which channels are compared one by one, beyond it heads by cosines
-MEMBERS, HIDDEN, DROPOUT = 5, 16, 0.5
+MEMBERS, HIDDEN, DROPOUT = 5, 32, 0.2
+MOST_HIDDEN = 4096  # of a head that is read
 THRESHOLD, RULE = 0.25, "reference"  # of the mask that is compared, whatever the user's
 AGAIN = "train one with `diffews train-presence`"
 
@@ -48,7 +48,6 @@ class PresenceHead(nn.Module):
     Args:
         kind: "full" compares with a support pass on the query and its mask, too; "fast" with what
             the query pass computed anyway.
-        how: see `compare`.
         heads: attention heads of each layer that is compared.
         inputs: D, numbers that are compared.
         hidden: width of the networks.
@@ -59,10 +58,9 @@ class PresenceHead(nn.Module):
     std: Tensor
 
     def __init__(
-            self, kind: str, how: str, heads: Mapping[str, int], inputs: int,
-            hidden: int = HIDDEN) -> None:
+            self, kind: str, heads: Mapping[str, int], inputs: int, hidden: int = HIDDEN) -> None:
         super().__init__()
-        self.kind, self.how, self.heads, self.hidden = kind, how, dict(heads), hidden
+        self.kind, self.heads, self.hidden = kind, dict(heads), hidden
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("std", torch.ones(inputs))
 
@@ -91,9 +89,9 @@ class PresenceHead(nn.Module):
             painted: their `statistics` [B, 4].
 
         """
-        parts = [compare(support, own, self.heads, self.how), compare_outlines(support, own)]
+        parts = [compare(support, own, self.heads), compare_outlines(support, own)]
         if again is not None:
-            parts.append(compare(support, again, self.heads, self.how))
+            parts.append(compare(support, again, self.heads))
         batch, shots = parts[0].shape[:2]
         return torch.cat([*parts, painted[:, None].expand(batch, shots, -1)], dim=-1)
 
@@ -111,21 +109,18 @@ class PresenceHead(nn.Module):
 
 
 def make_head(unet: "DiffewsUNet", kind: str, hidden: int = HIDDEN) -> PresenceHead:
-    """Makes an untrained head for a UNet; how it compares is chosen by the UNet's width.
+    """Makes an untrained head for a UNet: 844 inputs of a full head at Stable Diffusion 2.1's size.
 
-    Channel by channel where that makes up to MOST_INPUTS numbers (the tiny UNet: 1,348 for a full
-    head), else one cosine an attention head (Stable Diffusion 2.1: 844 instead of 99,904).
+    Keys and values of each attention head are one cosine each, at any width: to compare them
+    channel by channel takes 99,904 inputs there, and found no more on the tiny UNet.
     """
     names = [name for name in unet.attn_processors if ".attn1." in name]
-    layers = {name: unet.get_submodule(name.removesuffix(".processor")) for name in names}
-    heads = {name: layer.heads for name, layer in layers.items()}
-    width = sum(layer.to_k.out_features for layer in layers.values())
+    heads = {name: unet.get_submodule(name.removesuffix(".processor")).heads for name in names}
 
     # keys and values, of one or two comparisons; outlines and statistics beside them
-    times, beside = 2 * (1 + (kind == "full")), 2 * OUTLINE + STATISTICS
-    how = "vectors" if times * 2 * width + beside <= MOST_INPUTS else "cosines"
-    compared = times * (2 * width if how == "vectors" else sum(heads.values()))
-    return PresenceHead(kind, how, heads, compared + beside, hidden)
+    times = 2 * (1 + (kind == "full"))
+    return PresenceHead(
+        kind, heads, times * sum(heads.values()) + 2 * OUTLINE + STATISTICS, hidden)
 
 
 # ---- who is asked ----
@@ -222,7 +217,7 @@ class HeadPresence(Presence):
     def save(self, folder: Path, weight_sha256: str) -> None:
         """Writes the head and what was recorded of it, for weights of this hash."""
         head, record = self.head, {
-            **self.record, "format": FORMAT, "kind": self.kind, "how": self.head.how,
+            **self.record, "format": FORMAT, "kind": self.kind,
             "heads": self.head.heads, "inputs": len(self.head.mean),
             "hidden": self.head.hidden, "weight_sha256": weight_sha256}
         tensors = {name: tensor.half().contiguous() for name, tensor in head.state_dict().items()}
@@ -273,10 +268,10 @@ def load_presence(folder: Path, unet: "DiffewsUNet", weight_sha256: str) -> Head
     # what it compares must be what this UNet has
     with refuse(f"{folder} is no presence head", KeyError, TypeError, ValueError, RuntimeError,
                 OSError, SafetensorError, cure=AGAIN):
-        if record["kind"] not in KINDS or not 1 <= record["hidden"] <= MOST_INPUTS:
+        if record["kind"] not in KINDS or not 1 <= record["hidden"] <= MOST_HIDDEN:
             raise ValueError(f"kind={record['kind']!r}, hidden={record['hidden']!r}")
         head = make_head(unet, record["kind"], record["hidden"])
-        ours = {"how": head.how, "heads": head.heads, "inputs": len(head.mean)}
+        ours = {"heads": head.heads, "inputs": len(head.mean)}
         differ = [name for name, value in ours.items() if record[name] != value]
         if differ:
             raise ValueError(f"{differ[0]} is {record[differ[0]]!r}, not {ours[differ[0]]!r}")

@@ -103,25 +103,19 @@ def statistics(rgb: Tensor, masks: Tensor) -> Tensor:
 # ---- what is compared ----
 
 
-def compare(one: Signature, other: Signature, heads: Mapping[str, int], how: str) -> Tensor:
-    """Compares two signatures -> [B, S, D].
+def compare(one: Signature, other: Signature, heads: Mapping[str, int]) -> Tensor:
+    """Compares two signatures, one cosine for each attention head's keys and values -> [B, S, D].
 
     Args:
         one, other: of S pictures, and of one or S.
         heads: attention heads of each layer; which layers are compared.
-        how: "vectors" takes products and distances of all channels, "cosines" one number a head.
 
     """
     found = []
     for name, count in heads.items():
         for part in ("key", "value"):
-            a, b = one[f"{name}.{part}"], other[f"{name}.{part}"]
-            if how == "cosines":
-                a, b = (x.unflatten(-1, (count, -1)) for x in (a, b))
-                found.append(F.cosine_similarity(a, b, dim=-1))
-            else:
-                a, b = (F.normalize(x, dim=-1) * x.shape[-1] ** 0.5 for x in (a, b))
-                found += [a * b, (a - b).abs()]
+            a, b = (x[f"{name}.{part}"].unflatten(-1, (count, -1)) for x in (one, other))
+            found.append(F.cosine_similarity(a, b, dim=-1))
     return torch.cat(found, dim=-1)
 
 

@@ -69,7 +69,7 @@ def train_presence(
     sha256 = hash_weights(source)
     identity = {
         **counted_values(config), **benchmark.reading, **sha256, "fold": fold,
-        "how": head.how, "image_size": pipeline.config.image_size, "device": device.type,
+        "image_size": pipeline.config.image_size, "device": device.type,
         "list_sha256": _hash_lists(benchmark)}
     check_run(out / WORK, identity)
 
