@@ -20,12 +20,14 @@ from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
 from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps
 from diffews.models.attention import SupportBank, TextKeys
-from diffews.models.find import base_folders, latent_factor, refuse_pickles, write_record
+from diffews.models.find import (
+    PRESENCE, base_folders, find_weights, latent_factor, refuse_pickles, weight_files, write_record)
 from diffews.models.hub import resolve
-from diffews.models.presence import NoPresence
+from diffews.models.presence import NoPresence, open_presence
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
 from diffews.models.weights import check_parts, hash_tensors, load_text, save_text
+from diffews.runtime.files import hash_files
 from diffews.variants import Variant
 
 
@@ -81,6 +83,7 @@ class DiffewsPipeline(DiffusionPipeline):
         if keys is not None:
             record["variant"] = dict(keys)
         write_record(folder, folder, record)
+        self.presence.save(folder / PRESENCE, hash_files(weight_files(folder / "unet")))
 
     @classmethod
     def from_pretrained(
@@ -89,7 +92,9 @@ class DiffewsPipeline(DiffusionPipeline):
         """Loads what `save_pretrained` wrote, from a folder or hub:owner/name; no pickles."""
         folder = resolve(str(pretrained_model_name_or_path), ("*",))
         refuse_pickles(folder / "unet", *base_folders(folder))
-        return super().from_pretrained(str(folder), text=load_text(folder), **kwargs)
+        pipeline = super().from_pretrained(str(folder), text=load_text(folder), **kwargs)
+        pipeline.presence = open_presence(find_weights(folder, folder), "auto", pipeline.unet)
+        return pipeline
 
     # ---- from tensors to tensors: what evaluation uses, and the other door calls ----
 

@@ -40,7 +40,8 @@ from diffews.runtime.locks import one_writer
 def run_eval(config: EvalConfig) -> None:
     """Evaluates, and prints the IoU of each class and the mean."""
     source, fold, dataset = open_evaluation(config)
-    name = f"{config.benchmark}_fold{fold}_{config.shots}shot"
+    asked = f"_{config.protocol}_{config.way}way" if config.protocol != "fs_s" else ""
+    name = f"{config.benchmark}_fold{fold}_{config.shots}shot{asked}"
     out = Path(config.out or Path("results") / source.path.name / name)
 
     from accelerate import PartialState
@@ -53,6 +54,12 @@ def run_eval(config: EvalConfig) -> None:
     if result is None:  # another process than the main one
         return
 
+    if config.protocol == "fs_cs":
+        print(f"written to {out}: result.json, episodes.jsonl")
+        print(f"{config.benchmark} fold {fold}, {config.way}-way {config.shots}-shot FS-CS, "
+              f"{result['episodes']} episodes: exact ratio {result['exact_ratio']:.2f}, "
+              f"mIoU {result['miou']:.2f}")
+        return
     for class_name, iou in result["per_class"].items():
         print(f"{printable(class_name):>24} {iou:6.2f}")
     count = len(result["class_ids"])

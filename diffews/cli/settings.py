@@ -158,6 +158,10 @@ class EvalConfig(ListKeys, ModelKeys):
     extra_metrics: bool = key(
         False, "also count at the pictures' own size, and boundary IoU; decodes each query twice",
         changes_result=BYTES)
+    protocol: str = key(
+        "fs_s", "fs_s segments what is there; fs_cs asks which of `way` classes are there, too "
+        "(iFSL): exact ratio and mIoU", ("fs_s", "fs_cs"), counted_as="fs_cs")
+    way: int = key(1, "fs_cs: classes that a query is asked for", least=1, counted_as="fs_cs")
     absent: bool = key(
         False, "also ask each query for a class that it does not hold, and score presence: AUROC, "
         "false alarms, mIoU with a gate at 0.5", counted_as="negatives")
@@ -183,7 +187,7 @@ class EvalConfig(ListKeys, ModelKeys):
 
     def asks_presence(self) -> bool:
         """Whether presence is asked for: it costs time, and changes no mask."""
-        return self.absent
+        return self.absent or self.protocol == "fs_cs"
 
     def presence_kind(self) -> str:
         """Returns who is asked; see `ModelKeys`."""
@@ -193,6 +197,16 @@ class EvalConfig(ListKeys, ModelKeys):
         """Raises InputError for a threshold that cannot be."""
         for threshold in (*self.relative_thresholds, *self.absolute_thresholds):
             check_threshold(threshold, "absolute")
+        if self.protocol != "fs_cs":
+            if self.way != 1:
+                raise InputError(f"way={self.way} needs protocol=fs_cs")
+            return
+        taken: dict[str, Any] = {"absent": False, "extra_metrics": False, "kv_sampling": None, "pictures": 0,
+                 "save_masks": False, "batch": 1, "relative_thresholds": [],
+                 "absolute_thresholds": [], "episodes_file": None, "drawn_shots": None}
+        other = [name for name, value in taken.items() if getattr(self, name) != value]
+        if other:
+            raise InputError(f"{other[0]}= has no meaning with protocol=fs_cs; leave it out")
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def presence_identity(
                 f"{seen[0]}; take the head of this fold, or give fold={record.get('fold')}")
         sha256 = hash_files(sorted(file for file in folder.iterdir() if file.is_file()))
     negatives = NEGATIVE_SEED if config.absent else None
-    return {"negatives": negatives, "presence": kind, "presence_sha256": sha256}
+    way = config.way if config.protocol == "fs_cs" else None
+    return {"negatives": negatives, "fs_cs": way, "presence": kind, "presence_sha256": sha256}
 
 
 # ---- the scores ----

@@ -21,6 +21,7 @@ from diffews.data.episodes import EpisodeDataset
 from diffews.data.prefetch import stream
 from diffews.errors import InputError, says_how_to_go_on
 from diffews.evaluation.absent import Negatives, answer_group, presence_identity
+from diffews.evaluation.fs_cs import evaluate_fs_cs
 from diffews.evaluation.groups import Answer, Group, make_groups, read_group, segment_group
 from diffews.evaluation.metrics import boundary_counts, intersection_and_union
 from diffews.evaluation.records import Record, Records, summarize
@@ -75,6 +76,11 @@ def _evaluate(
 ) -> dict[str, Any] | None:
     is_main = world.is_main_process
     load = functools.cache(functools.partial(open_pipeline, config, source, device, config.threads))
+    if config.protocol == "fs_cs":
+        if world.num_processes > 1:
+            raise InputError("protocol=fs_cs runs in one process; start it without a launcher")
+        identity = run_identity(config, dataset, source, device)
+        return evaluate_fs_cs(config, dataset, load, identity, out)
     config = settle_batch(config, dataset, load, device, out)
 
     # novel classes are to be novel

@@ -152,6 +152,9 @@ class NoPresence:
         """
         return found
 
+    def save(self, folder: Path, weight_sha256: str) -> None:
+        """Writes the head, if there is one, for weights of this hash."""
+
 
 class Presence(NoPresence):
     """What compares a query with the support; `kind` says how."""
@@ -257,13 +260,13 @@ def open_presence(source: WeightDir, asked: str, unet: "DiffewsUNet") -> NoPrese
 def load_presence(folder: Path, unet: "DiffewsUNet", weight_sha256: str) -> HeadPresence:
     """Loads a head that `HeadPresence.save` wrote, for weights of this hash."""
     file, record = folder / HEAD_FILE, read_json(folder / "config.json")
+    if record.get("format") != FORMAT:
+        raise InputError(
+            f"{folder}: format {record.get('format')!r} is not {FORMAT}; {AGAIN}")
     if record.get("weight_sha256") != weight_sha256:
         raise InputError(
             f"{folder}: the head was trained on other weights than these; {AGAIN}, remove the "
             "folder, or give presence=off")
-    if record.get("format") != FORMAT:
-        raise InputError(
-            f"{folder}: format {record.get('format')!r} is not {FORMAT}; {AGAIN}")
 
     # what it compares must be what this UNet has
     with refuse(f"{folder} is no presence head", KeyError, TypeError, ValueError, RuntimeError,

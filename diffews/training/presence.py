@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,7 @@ def train_presence(
     record = {
         "benchmark": config.benchmark, "fold": fold,
         "seen": [benchmark.class_names[c] for c in benchmark.class_ids],
-        "queries": config.queries, "seed": config.seed, "config": asdict(config),
+        "config": counted_values(config),
         "versions": versions()}
     if held.any():
         with torch.no_grad():

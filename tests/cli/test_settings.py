@@ -141,7 +141,7 @@ def test_a_key_that_says_so_does_not_count():
 def test_a_table_row_compares_what_changes_scores_but_for_what_a_fold_brings():
     names = (
         "image_size threshold threshold_rule dtype encoder_sha256 decoder_sha256 denoising_steps "
-        "ensemble kv_sampling negatives"
+        "ensemble kv_sampling negatives fs_cs"
     )
     assert set(entries_of_scores(EvalConfig)) == {*names.split(), *BY_FOLD}
 
