@@ -201,9 +201,11 @@ class EvalConfig(ListKeys, ModelKeys):
             if self.way != 1:
                 raise InputError(f"way={self.way} needs protocol=fs_cs")
             return
-        taken: dict[str, Any] = {"absent": False, "extra_metrics": False, "kv_sampling": None, "pictures": 0,
-                 "save_masks": False, "batch": 1, "relative_thresholds": [],
-                 "absolute_thresholds": [], "episodes_file": None, "drawn_shots": None}
+
+        taken: dict[str, Any] = {
+            "absent": False, "extra_metrics": False, "kv_sampling": None, "pictures": 0,
+            "save_masks": False, "batch": 1, "relative_thresholds": [], "absolute_thresholds": [],
+            "episodes_file": None, "drawn_shots": None}
         other = [name for name, value in taken.items() if getattr(self, name) != value]
         if other:
             raise InputError(f"{other[0]}= has no meaning with protocol=fs_cs; leave it out")

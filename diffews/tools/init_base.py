@@ -8,7 +8,8 @@ import torch
 
 from diffews.errors import InputError
 from diffews.models.find import (
-    PRESENCE, RECORD, WeightDir, base_folders, check_base, refuse_pickles, weight_files, write_record)
+    PRESENCE, RECORD, WeightDir, base_folders, check_base, refuse_pickles, weight_files,
+    write_record)
 from diffews.models.hub import BASE_FILES, resolve
 from diffews.models.presence import open_presence
 from diffews.models.weights import (
