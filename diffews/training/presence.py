@@ -51,7 +51,7 @@ def train_presence(
     A run that was stopped goes on: what it computed lies in `out`/presence.work till the end.
 
     Args:
-        config: the keys of `diffews train-presence`.
+        config: the keys of `diffews train-presence`, image_size among them.
         benchmark: the training classes, none of which is novel.
         source: the weights.
         out: a weight dir of these weights, or a folder to become one.
@@ -64,11 +64,12 @@ def train_presence(
     device = pick_device(config.device)
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
+    pipeline.method.interaction.check_bank_use("train-presence")
     head = make_head(pipeline.unet, config.kind, config.hidden)
     sha256 = hash_weights(source)
     identity = {
         **counted_values(config), **benchmark.reading, **sha256, "fold": fold,
-        "image_size": pipeline.config.image_size, "device": device.type,
+        "image_size": config.image_size, "device": device.type,
         "list_sha256": _hash_lists(benchmark)}
     check_run(out / WORK, identity)
 
@@ -120,9 +121,10 @@ def compute_inputs(
     todo = [(chunk, file) for chunk, file in zip(chunks, files, strict=True) if not file.is_file()]
 
     # bad input is refused before anything is written
+    assert config.image_size is not None
     episodes = TrainingEpisodes(benchmark, config.seed)
     read = functools.partial(
-        read_questions, benchmark, episodes, pipeline.config.image_size, config.shots)
+        read_questions, benchmark, episodes, config.image_size, config.shots)
     parts = [chunk[i : i + config.batch] for chunk, _ in todo
              for i in range(0, len(chunk), config.batch)]
     done = config.queries - sum(len(chunk) for chunk, _ in todo)

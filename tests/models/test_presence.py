@@ -141,15 +141,19 @@ def test_presence_depends_neither_on_the_batch_nor_on_a_shot_that_comes_twice(as
 
 def test_a_fast_head_takes_no_more_passes_and_a_full_one_one(asked, images, monkeypatch):
     supports, masks, queries = images
+    calls, original = [], type(asked("fast").unet).encode_support
+
+    def counted(*words, **keys):
+        calls.append(1)
+        return original(*words, **keys)
+
     for kind, more in (("fast", 0), ("full", 1)):
-        own, calls = asked(kind), []
+        own = asked(kind)
         bank = own.encode_support(supports, masks)
-        original = type(own.unet).encode_support
-        monkeypatch.setattr(
-            type(own.unet), "encode_support", lambda *a, **k: calls.append(1) or original(*a, **k)
-        )
-        own(queries, bank)
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(type(own.unet), "encode_support", counted)
+            calls.clear()
+            own(queries, bank)
         assert len(calls) == more * len(queries)
 
 
