@@ -21,7 +21,8 @@ from diffews.images.masks import Segmentation, check_call, quantize
 from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import (
-    PRESENCE, base_folders, find_weights, latent_factor, refuse_pickles, weight_files, write_record)
+    DEFAULT_THRESHOLD, PRESENCE, base_folders, find_weights, latent_factor, refuse_pickles,
+    weight_files, write_record)
 from diffews.models.hub import resolve
 from diffews.models.presence import NoPresence, open_presence
 from diffews.models.unet import TIMESTEP, DiffewsUNet
@@ -42,6 +43,7 @@ class DiffewsPipeline(DiffusionPipeline):
         encoder, decoder: small VAEs that take the place of the VAE's halves.
         variant_keys: the paper's choices that the UNet was trained with; by default the released
             model's.
+        threshold: share of the maximum that foreground exceeds, where a call says none.
 
     """
 
@@ -57,6 +59,7 @@ class DiffewsPipeline(DiffusionPipeline):
         encoder: AutoencoderTiny | None = None,
         decoder: AutoencoderTiny | None = None,
         variant_keys: dict[str, Any] | None = None,
+        threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         super().__init__()
         if text is None:
@@ -64,7 +67,8 @@ class DiffewsPipeline(DiffusionPipeline):
                              "load it with load_text(base)")
         check_parts(unet, vae, text)
         self.register_modules(unet=unet, vae=vae, encoder=encoder, decoder=decoder)
-        self.register_to_config(image_size=image_size, variant_keys=variant_keys)
+        self.register_to_config(
+            image_size=image_size, variant_keys=variant_keys, threshold=threshold)
         self.text = text
 
         # the four objects that the paper's choices name, and what the multi-step ones take
@@ -79,7 +83,7 @@ class DiffewsPipeline(DiffusionPipeline):
         folder, keys = Path(save_directory), self.config.variant_keys
         save_text(self.text, folder)
 
-        record = {"base": str(folder), "image_size": self.config.image_size}
+        record = {"base": str(folder), **{k: self.config[k] for k in ("image_size", "threshold")}}
         if keys is not None:
             record["variant"] = dict(keys)
         write_record(folder, folder, record)
@@ -259,7 +263,7 @@ class DiffewsPipeline(DiffusionPipeline):
         *,
         support_images: Any = None,
         support_masks: Any = None,
-        threshold: float = 0.25,
+        threshold: float | None = None,
         threshold_rule: str = "reference",
         image_size: int | None = None,
         own_size: bool = True,
@@ -272,19 +276,17 @@ class DiffewsPipeline(DiffusionPipeline):
             queries: one picture or a list of them, of any sizes (see `encode_support`).
             bank: one support set for all queries, or as many sets as queries.
             support_images, support_masks: instead of a bank, as `encode_support` takes them.
-            threshold: share of the maximum that foreground exceeds, or an absolute score.
+            threshold: share of the maximum that foreground exceeds, or a score; by default its own.
             threshold_rule: "reference" (maximum over the RGB image: released code), "paper" (of the
                 mean image), "absolute".
             image_size: side in pixels to work at; the pipeline's own by default.
             own_size: give masks at each query's own size; else at (image_size, image_size).
-            batch: queries computed at once; 1 is the exact path, more may flip pixels that sit on
-                the threshold.
-            min_presence: queries whose presence is below it get an empty mask, if the weights have
-                a presence head.
+            batch: queries computed at once; 1 is exact, more may flip pixels on the threshold.
+            min_presence: queries whose presence is below it get an empty mask; needs a head.
 
         """
         size = self._check_size(image_size)
-        check_call(threshold, threshold_rule, batch, min_presence)
+        threshold = self._check_call(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
             raise InputError("give either a bank or support_images with support_masks")
         if bank is None:
@@ -316,7 +318,7 @@ class DiffewsPipeline(DiffusionPipeline):
         queries: ImageInput | Sequence[ImageInput],
         banks: Sequence[SupportBank],
         *,
-        threshold: float = 0.25,
+        threshold: float | None = None,
         threshold_rule: str = "reference",
         image_size: int | None = None,
         own_size: bool = True,
@@ -336,7 +338,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
         """
         size = self._check_size(image_size)
-        check_call(threshold, threshold_rule, batch, min_presence)
+        threshold = self._check_call(threshold, threshold_rule, batch, min_presence)
         if not 1 <= len(banks) <= 255:
             raise InputError(f"{len(banks)} banks; give one for each class, 1 to 255")
         several = next((bank.batch for bank in banks if bank.batch != 1), None)
@@ -371,6 +373,13 @@ class DiffewsPipeline(DiffusionPipeline):
         if size < factor or size % factor:
             raise InputError(f"image_size={size} is not a multiple of {factor}, the VAE's factor")
         return size
+
+    def _check_call(
+        self, threshold: float | None, rule: str, batch: int, min_presence: float | None
+    ) -> float:
+        threshold = self.config.threshold if threshold is None else threshold
+        check_call(threshold, rule, batch, min_presence)
+        return threshold
 
     def save_bank(self, bank: SupportBank, path: str | Path) -> None:
         """Writes a bank with the hash of the weights that recorded it."""

@@ -19,7 +19,8 @@ from training_runs import (
 
 from diffews.cli.commands import run_train
 from diffews.cli.keys import load
-from diffews.cli.settings import TrainConfig
+from diffews.cli.opening import find_start
+from diffews.cli.training_settings import TrainConfig
 from diffews.data.registry import open_benchmark
 from diffews.models.weights import start_unet
 from diffews.training.train import Trainer
@@ -108,6 +109,7 @@ def trainer(train_words, tmp_path) -> Callable[..., Trainer]:
         benchmark = open_benchmark(
             config.benchmark, config.data, config.fold or 0, "train", config.splits
         )
-        return Trainer(config, benchmark, Path(str(config.base)))
+        init = None if config.init is None else find_start(config)
+        return Trainer(config, benchmark, Path(str(config.base)), init)
 
     return make

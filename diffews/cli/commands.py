@@ -4,33 +4,33 @@ Torch is imported inside the functions, after the checks, so that a mistake is a
 """
 
 import os
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffews.cli.keys import CHECKOUT, build, entries_of_scores
-from diffews.cli.settings import (
-    BaselinesConfig, BenchmarkKeys, EpisodesConfig, EvalConfig, SegmentConfig,
-    TrainConfig)
+from diffews.cli.keys import build, entries_of_scores
+from diffews.cli.opening import (
+    check_head_fold, default_weight, find_fold, find_start, open_evaluation, open_test_set,
+    open_training_set)
+from diffews.cli.settings import BaselinesConfig, EpisodesConfig, EvalConfig, SegmentConfig
 from diffews.cli.tool_commands import (
     run_benchmark, run_distill_decoder, run_export, run_init_base, run_make_shapes,
     run_make_tiny_base)
 from diffews.cli.tool_settings import (
     BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig, InitBaseConfig,
-    MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig, TrainPresenceConfig)
-from diffews.data.episodes import Benchmark, EpisodeDataset
+    MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
+from diffews.cli.training_settings import TrainConfig, TrainPresenceConfig
+from diffews.data.episodes import Benchmark
 from diffews.data.lists import check_names
 from diffews.data.negatives import check_absence_is_known
-from diffews.data.registry import (
-    BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names)
+from diffews.data.registry import open_benchmark
 from diffews.errors import InputError, printable
 from diffews.evaluation.queries import find_queries
 from diffews.evaluation.segment import report, segment
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, PRESENCE, WeightDir, check_base, check_image_size, find_weights)
+    DEFAULT_IMAGE_SIZE, PRESENCE, check_base, check_image_size, find_weights)
 from diffews.models.hub import BASE_FILES, HUB, resolve
 from diffews.runtime.locks import one_writer
 
@@ -134,36 +134,6 @@ def run_figure(config: FigureConfig) -> None:
     print(f"wrote {draw_figure(config, run, settings, source, dataset)}")
 
 
-def open_evaluation(
-    config: EvalConfig | BaselinesConfig,
-) -> tuple[WeightDir, int, EpisodeDataset]:
-    """Finds the weights, the fold and the test episodes of a config, whose files are all there."""
-    source = find_weights(config.weight or default_weight(config.fold), config.base)
-    fold, size = find_fold(config, source), source.image_size(config.image_size)
-    dataset = open_test_set(config, fold, size, **config.list_options())
-    dataset.check_files()
-    return source, fold, dataset
-
-
-def find_fold(config: BenchmarkKeys, source: WeightDir) -> int:
-    """Returns the fold asked for, else `_fold<N>` of the weight dir's name, else the recorded."""
-    if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
-        return config.fold or 0
-    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
-    fold = int(named[1]) if named else source.record.get("fold")
-    if fold is None:
-        raise InputError(
-            f"weight={source.path} does not end in _fold<N>; say which classes are novel with "
-            "fold=N")
-    check_fold(config.benchmark, fold, f" (that of weight={source.path}; give fold=N)")
-    return fold
-
-
-def default_weight(fold: int | None) -> str:
-    """Returns the shipped tiny weights of a fold."""
-    return str(CHECKOUT / "weight" / "tiny" / f"shapes_fold{fold or 0}")
-
-
 # ---- one's own pictures ----
 
 
@@ -179,10 +149,11 @@ def run_segment(config: SegmentConfig) -> int:
             "weight= is not given; the shipped tiny weights know coloured shapes only",
             stacklevel=1)
     source = find_weights(config.weight or default_weight(0), config.base)
-    size = source.image_size(config.image_size)
+    config = replace(config, image_size=source.image_size(config.image_size),
+                     threshold=source.threshold(config.threshold))
 
     with one_writer(Path(config.out)):
-        count = segment(replace(config, image_size=size), source, queries)
+        count = segment(config, source, queries)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
     return 1 if queries.unreadable else 0
@@ -195,6 +166,7 @@ def run_train(config: TrainConfig) -> None:
     """Trains a UNet."""
     base = check_base(resolve(config.base, BASE_FILES), f"base={config.base}")
     check_image_size(config.image_size, base)
+    init = None if config.init is None else find_start(config)
 
     # what is learned from, and what is validated on
     if config.mix:
@@ -217,34 +189,13 @@ def run_train(config: TrainConfig) -> None:
 
     from diffews.training.train import train
 
-    train(config, benchmark, base, validation)
+    train(config, benchmark, base, validation, init)
     if not PartialState().is_main_process:
         return
     if config.stop_at is not None and config.stop_at < config.steps:
         print(f"stopped at step {config.stop_at}; resume=latest goes on")
     else:
         print(f"wrote {config.out}/unet/unet")
-
-
-def open_training_set(config: TrainConfig) -> Benchmark:
-    """Opens the training classes of a benchmark, or of the mix that is asked for."""
-    if not config.mix:
-        return open_benchmark(
-            config.benchmark, config.data, config.fold, "train", config.splits, config.shots,
-            **config.options())
-    from diffews.data.mix import Mix, parse_mix
-
-    # each benchmark of a mix takes the options that it knows
-    options = {name: value for name, value in config.options().items() if value not in (None, [])}
-    shares = [(name, weight, option_names(name)) for name, weight in parse_mix(config.mix)]
-    foreign = options.keys() - {option for _, _, names in shares for option in names}
-    if foreign:
-        raise InputError(f"{min(foreign)}= is a key of no benchmark in mix=")
-    return Mix([
-        (name, weight, open_benchmark(
-            name, config.data, None, "train", config.splits, config.shots,
-            **{option: options[option] for option in names if option in options}))
-        for name, weight, names in shares])
 
 
 def run_train_presence(config: TrainPresenceConfig) -> None:
@@ -272,18 +223,6 @@ def run_train_presence(config: TrainPresenceConfig) -> None:
     print(f"wrote {out / PRESENCE}")
 
 
-def check_head_fold(config: TrainPresenceConfig, source: WeightDir, fold: int) -> None:
-    """Raises InputError for a fold whose training classes are novel to the weights."""
-    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
-    known = source.record.get("fold", int(named[1]) if named else None)
-    same = source.record.get("benchmark", config.benchmark) == config.benchmark
-    if BENCHMARKS[config.benchmark][2] and same and known not in (None, fold):
-        raise InputError(
-            f"fold={fold}: weight={source.path} was trained with fold {known}, so that training "
-            f"classes of fold {fold} are novel to it, and a head may not see them; give "
-            f"fold={known}")
-
-
 # ---- data ----
 
 
@@ -293,15 +232,6 @@ def run_episodes(config: EpisodesConfig) -> None:
     if config.save:
         dataset.episodes.save(Path(config.save))
     print(dataset.episodes.to_json())
-
-
-def open_test_set(
-    config: BenchmarkKeys, fold: int | None, image_size: int, **options: Any
-) -> EpisodeDataset:
-    """Opens the episodes that a config names; options are more arguments of `load_benchmark`."""
-    return load_benchmark(
-        config.benchmark, config.data, fold=fold, shots=config.shots, image_size=image_size,
-        splits=config.splits, **config.options(), **options)
 
 
 def run_prepare(config: PrepareConfig) -> int:

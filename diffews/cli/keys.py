@@ -116,13 +116,14 @@ def build(
 
     # one value after the other, so that an error can say where the value stands
     merged = OmegaConf.structured(config_class)
+    OmegaConf.set_readonly(merged, False)  # the configs themselves are frozen
     for source, values in sources:
         for name, value in values.items():
             if name not in known:
                 close = nearest(name, known)
                 raise InputError(f"{source}: unknown key {shorten(repr(name))}{close}")
             try:
-                merged = OmegaConf.merge(merged, {name: _without_dollars(value)})
+                OmegaConf.update(merged, name, _without_dollars(value), merge=False)
             except OmegaConfBaseException:
                 wrong = f"{name}={shorten(repr(_plain(value)))} is not {_type_name(known[name])}"
                 raise InputError(f"{source}: {wrong}") from None

@@ -1,22 +1,20 @@
-"""The settings of every command, from which `diffews COMMAND --help` is made.
+"""The settings of the commands that ask a model, from which `diffews COMMAND --help` is made.
 
 One dataclass a command, one line a key; what a key can say of itself is in `keys.py`. Classes whose
 name ends in Keys are shared by several commands. The docstring of a command's class is its help:
-what it does, and examples.
+what it does, and examples. The others are in `training_settings.py` and `tool_settings.py`.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from diffews.cli.keys import (
-    BYTES, CHECKOUT, REQUIRED, data_key, key, list_key, model_key, output_key, rounding_key,
-    speed_key, training_key)
+    BYTES, CHECKOUT, REQUIRED, key, list_key, model_key, output_key, rounding_key, speed_key)
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
+from diffews.data.weak_masks import PROMPTS
 from diffews.errors import InputError
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import THRESHOLD_RULES, check_presence, check_threshold
-from diffews.training import LR_END
-from diffews.variants import GENERATIONS, INJECTIONS, INTERACTIONS, SUPERVISIONS, Variant
 
 DTYPES = ("fp32", "bf16", "fp16")
 DATASETS = str(CHECKOUT / "datasets")
@@ -110,8 +108,9 @@ class ModelKeys:
         10, "denoising steps of weights that were trained with a multi-step generation", least=1)
     ensemble: int = model_key(
         1, "predictions that are averaged, for generation=multi_step_noise_to_mask", least=1)
-    threshold: float = model_key(
-        0.25, "share of the maximum (or, if absolute, the score in [0, 1)) that foreground exceeds")
+    threshold: float | None = model_key(
+        None, "share of the maximum (or, if absolute, the score in [0, 1)) that foreground "
+        "exceeds; by default as recorded with the weights, else 0.25")
     threshold_rule: str = model_key(
         "reference", "of what the threshold is a share: the maximum over RGB (the released code), "
         "that of the mean image (paper), or nothing", THRESHOLD_RULES)
@@ -136,7 +135,7 @@ class ModelKeys:
 
     def check(self) -> None:
         """Raises InputError for a threshold or a number of steps that cannot be."""
-        check_threshold(self.threshold, self.threshold_rule)
+        check_threshold(self.threshold or 0, self.threshold_rule)
         if self.denoising_steps >= 1000:
             steps = f"denoising_steps={self.denoising_steps}"
             raise InputError(f"{steps} must be below 1000, the timesteps of training")
@@ -150,6 +149,9 @@ class EvalConfig(ListKeys, ModelKeys):
     diffews eval weight=weight/coco_fold0 episodes=100 fast=true
     """
 
+    prompt: str = key(
+        "mask", "what is shown of the supports' masks: all, or a box, a scribble or a point that "
+        "is drawn from them", PROMPTS)
     relative_thresholds: list[float] = key(
         [], "also count at these shares of the maximum, by threshold_rule: 0.2,0.3",
         changes_result=BYTES, counted_as="sweep")
@@ -277,107 +279,3 @@ class SegmentConfig(ModelKeys):
         """Raises InputError for what is no colour, or no presence."""
         Pick.of(self.mask_value, self.mask_colour)
         check_presence(self.min_presence)
-
-
-@dataclass(frozen=True)
-class TrainConfig(BenchmarkKeys):
-    """Train a UNet on the classes that are not the fold's, by the reference's recipe.
-
-    diffews train base=weight/sd21-base fold=0 shots=7 out=weight/mine_fold0
-    diffews train config=configs/tiny.yaml base=weight/tiny/base fold=1 out=weight/tiny_fold1
-    """
-
-    fold: int | None = key(
-        0, "fold whose classes are never trained on; null trains on all classes", least=0)
-    shots: int = key(1, "most support images of an episode; each batch draws 1 .. shots", least=1)
-    mix: list[str] = data_key(
-        [], "train on several benchmarks, of which no class is held out: name:weight,name:weight")
-    pairs: bool = data_key(
-        False, "episodes 2k and 2k + 1 share the query and ask for two of its classes")
-    cache: str | None = data_key(
-        None, "folder of the latent cache, filled before step 1; none by default",
-        changes_result=False)
-
-    base: str = model_key(
-        REQUIRED, "folder or hub:owner/name of a base; its unet/config.json alone starts from "
-        "nothing",
-        counted_as="base_sha256")
-    allow_bin: bool = model_key(False, BIN, changes_result=False)
-    image_size: int = model_key(512, "side in pixels, a multiple of the VAE's factor", least=1)
-    interaction: str = model_key(
-        "kv_fusion", "how query and support interact (paper, section 4.1)", INTERACTIONS)
-    injection: str = model_key(
-        "concatenation", "how the support's mask enters (section 4.2)", INJECTIONS)
-    supervision: str = model_key(
-        "white_on_black", "how the query's mask is painted as a target (section 4.3)", SUPERVISIONS)
-    generation: str = model_key("one_step", "how the mask is generated (section 4.4)", GENERATIONS)
-    beta_start: float = model_key(0.00085, "first beta of the multi-step generations")
-    beta_end: float = model_key(
-        0.012, "last beta of the multi-step generations; the paper's larger pair is 0.0272, 0.384")
-    lora: int = model_key(
-        0, "rank of additions to attention that train instead of the weights; 0 is off", least=0)
-
-    steps: int = training_key(20000, "optimizer steps", least=1)
-    accumulate: int = training_key(4, "forward passes in an optimizer step", least=1)
-    seed: int = training_key(
-        42, "seed of episodes, number of shots, noise, and weights made from nothing", least=0)
-    lr: float = training_key(1e-5, "highest learning rate")
-    schedule: str = training_key(
-        "polynomial", "linear decay to 1e-7; one_cycle rises and falls, and moves beta1",
-        ("polynomial", "one_cycle"))
-    warmup: float | None = training_key(
-        None, "share of the steps in which the rate rises; one_cycle 0.1, else 0", least=0)
-    optimizer: str = training_key(
-        "adamw", "AdamW; adamw8bit needs bitsandbytes", ("adamw", "adamw8bit"))
-    weight_decay: float = training_key(0.01, "AdamW's weight decay", least=0)
-    beta1: float = training_key(0.9, "AdamW's first momentum", least=0)
-    beta2: float = training_key(0.999, "AdamW's second momentum", least=0)
-    clip: float = training_key(1.0, "largest norm of the gradient", least=0)
-    ema: float = training_key(
-        0.0, "decay of an average of the weights, which is what is published; 0 is off", least=0)
-    sample_posterior: bool = training_key(
-        True, "draw latents from the VAE's posterior; false takes its mean")
-
-    device: str = speed_key(
-        "auto", "the accelerator if there is one, or cpu", ("auto", "cpu"), changes_result=False)
-    dtype: str = speed_key(
-        "auto", "mixed precision; auto is fp16 on a GPU (the reference's) and fp32 on the CPU",
-        ("auto", *DTYPES))
-    batch: int = speed_key(
-        1, "episodes in a forward pass, on each process", least=1, counted_as="global_batch")
-    checkpointing: bool = speed_key(
-        True, "compute activations again in the backward pass: less memory, a third slower")
-    threads: int = speed_key(1, "CPU threads of the model", least=1)
-    workers: int = speed_key(
-        2, "processes that read pictures; never changes results", least=0, changes_result=False)
-
-    out: str = output_key(REQUIRED, "folder for checkpoints and, at the end, unet/unet")
-    resume: str | None = output_key(
-        None, "latest: go on from the newest complete checkpoint, if any", ("latest", None))
-    stop_at: int | None = output_key(None, "stop after this step, with a checkpoint", least=1)
-    checkpoint_every: int = output_key(2000, "steps from one checkpoint to the next", least=1)
-    keep: int = output_key(2, "checkpoints that are kept", least=1)
-    validate_every: int | None = output_key(
-        None, "steps between validations; none by default", least=1)
-    validate_episodes: int = output_key(100, "episodes of a validation", least=1)
-    validate_on: str = output_key(
-        "seen", "seen: training classes on the test pictures; novel: the test fold",
-        ("seen", "novel"))
-    tracker: str = output_key("none", "where accelerate logs to", ("none", "tensorboard"))
-
-    def check(self) -> None:
-        """Raises InputError for settings that cannot be trained with."""
-        Variant.of(vars(self))  # refuses pairs of keys that make no variant
-        if self.interaction == "cross_attention" and self.cache is not None:
-            raise InputError(
-                "cache= keeps latents, and interaction=cross_attention reads pixels; leave cache= "
-                "out")
-        for name in ("warmup", "beta1", "beta2", "ema"):
-            if (getattr(self, name) or 0) >= 1:
-                raise InputError(f"{name}={getattr(self, name)} must be below 1")
-        for name, above in (("lr", LR_END if self.schedule == "polynomial" else 0), ("clip", 0)):
-            if getattr(self, name) <= above:
-                raise InputError(f"{name}={getattr(self, name)} must be above {above}")
-        if round((self.warmup or 0) * self.steps) >= self.steps:
-            none_left = f"warmup={self.warmup} leaves no step of steps={self.steps} to fall"
-            raise InputError(f"{none_left}; make it smaller")

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 from diffews.cli.keys import (
-    REQUIRED, data_key, key, model_key, output_key, rounding_key, speed_key, training_key)
+    REQUIRED, data_key, key, model_key, output_key, speed_key, training_key)
 from diffews.cli.settings import BIN, DATA, DATASETS, DEVICE, DTYPES, BenchmarkKeys, ModelKeys
 from diffews.data.registry import RASTERIZERS
 from diffews.errors import InputError
 from diffews.evaluation.published import SETTINGS
 
 ORDERS = ("list", "best", "worst", "both", "spread")
-KINDS = ("full", "fast")  # of a presence head
 SHAPES = {"sd21": 8, "tiny": 4}  # the random weights of `benchmark`, and pixels of a latent
 ALL_CORES = "processes that read pictures; 0 takes all cores"
 
@@ -181,43 +180,6 @@ class DistillConfig:
         if min(self.blocks, default=0) < 0:
             given = ",".join(map(str, self.blocks))
             raise InputError(f"blocks={given}: a number of blocks must be at least 0")
-
-
-@dataclass(frozen=True)
-class TrainPresenceConfig(BenchmarkKeys, ModelKeys):
-    """Train a head on frozen weights that says whether a query holds the class at all.
-
-    diffews train-presence weight=weight/mine_fold0 out=weight/mine_fold0
-    diffews train-presence weight=weight/coco_fold0 kind=fast queries=2000 out=runs/with_head
-    """
-
-    queries: int = key(
-        8000, "queries to learn from, each once with its class and once with an absent one",
-        least=2)
-    weight: str = model_key(
-        REQUIRED, "weight dir of the variant interaction=kv_fusion", counted_as="weight_sha256")
-    kind: str = model_key(
-        "full", "full: one more support pass on each query, with its own mask; fast: none", KINDS)
-    hidden: int = training_key(32, "width of the head's networks", least=1)
-    seed: int = training_key(0, "seed of queries, supports and networks", least=0)
-    batch: int = rounding_key(16, "queries computed at once", least=1)
-    threads: int = rounding_key(1, "CPU threads of the model", least=1)
-    workers: int = speed_key(
-        2, "processes that read pictures; never changes results", least=0, changes_result=False)
-    out: str | None = output_key(
-        None, "weight dir that gets presence/; by default the one that is read, else one of the "
-        "same weights is made")
-
-    def presence_kind(self) -> str:
-        """Returns that no other head is asked."""
-        return "off"
-
-    def check(self) -> None:
-        """Raises InputError for keys that a head does not heed."""
-        if (self.threshold, self.threshold_rule) != (0.25, "reference"):
-            raise InputError(
-                "a head compares masks at threshold=0.25 threshold_rule=reference, whatever is "
-                "asked of it later; leave these keys out")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
 from diffews.data.prefetch import stream
 from diffews.data.training import Renderings
+from diffews.data.weak_masks import Weaken
 from diffews.errors import InputError, refuse
 from diffews.runtime.files import check_run, open_run
 from diffews.runtime.finite import check_finite
@@ -173,8 +174,10 @@ class LatentCache:
             return row, torch.from_numpy(rgb), None
         return row, torch.from_numpy(self.paintings[name](rgb, mask)), mask
 
-    def read(self, episode: Episode) -> dict[str, Tensor] | None:
+    def read(self, episode: Episode, weaken: Weaken | None = None) -> dict[str, Tensor] | None:
         """Returns an episode's part of a `TrainingBatch`; None if a mask is empty.
+
+        Whole masks alone are kept: weak ones, and the truth of a loss, are read from the disk.
 
         Raises:
             InputError: for a cache that is not filled.
@@ -200,7 +203,14 @@ class LatentCache:
         fields = {"query": latents[images[0]], "target": latents[masks[0]]}
         if self.renderings.images:
             fields["supports"] = latents[images[1:]]
-        if painted is None:
+        if self.renderings.truth:
+            _, mask, _ = decode_sample(self.benchmark, samples[0], class_id, side)
+            fields["truth"] = mask
+        if weaken is not None:
+            decoded = [decode_sample(self.benchmark, s, class_id, side) for s in samples[1:]]
+            fields |= self.renderings.of_masks([rgb for rgb, _, _ in decoded],
+                                               [mask for _, mask, _ in decoded], weaken)
+        elif painted is None:
             packed = arrays["masks"][[row - self.first_mask for row in masks[1:]]]
             bits = np.unpackbits(packed, axis=1, count=side**2)
             fields["masks"] = bits.reshape(-1, side, side)  # [S, bytes] -> [S, H, W]

@@ -1,18 +1,20 @@
 """Training episodes: episode i is a function of (seed, i), whatever workers, ranks and restarts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffews.data.episodes import Benchmark, Episode, Sample, decode_sample
+from diffews.data.weak_masks import Weaken, draw_weakening
 from diffews.errors import InputError
 from diffews.images.paint import WHITE_ON_BLACK, Rendering
 
 # second word of the seeds, so that streams never meet
-EPISODE_STREAM, SHOTS_STREAM, NOISE_STREAM, GENERATION_STREAM = range(4)
+EPISODE_STREAM, SHOTS_STREAM, NOISE_STREAM, GENERATION_STREAM, WEAK_STREAM = range(5)
 MOST_ATTEMPTS = 100
 
 
@@ -24,12 +26,28 @@ class Renderings:
         target: how the query's mask is painted, as the supervision says.
         painted: how the supports' masks are painted; None where the injection reads the masks.
         images: whether the supports' plain images are encoded.
+        truth: whether the query's mask itself is kept, for a loss that reads it.
 
     """
 
     target: Rendering = WHITE_ON_BLACK
     painted: Rendering | None = WHITE_ON_BLACK
     images: bool = True
+    truth: bool = False
+
+    def of_masks(
+        self, rgb: Sequence[np.ndarray], masks: Sequence[np.ndarray], weaken: Weaken | None
+    ) -> dict[str, np.ndarray]:
+        """What the injection takes of S supports' masks, by field of a `TrainingBatch`.
+
+        rgb: uint8 (3, H, W) each. masks: uint8 (H, W) each. weaken: done to the masks before.
+        """
+        if weaken is not None:
+            masks = [weaken(mask) for mask in masks]
+        if self.painted is None:
+            return {"masks": np.stack(masks)}
+        pairs = zip(rgb, masks, strict=True)
+        return {"painted": np.stack([self.painted(image, mask) for image, mask in pairs])}
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,9 @@ class TrainingBatch:
         query, target: [B, ...], the query and its painted mask.
         supports, painted: [B, S, ...], the supports and their painted masks; None where the
             injection does not encode them.
+            A list where the latent cache lacks a part: weak masks are pixels.
         masks: [B, S, H, W] uint8 in {0, 1}, where the injection reads the supports' masks.
+        truth: [B, H, W] uint8 in {0, 1}, the queries' masks, where the loss reads them.
 
     """
 
@@ -55,15 +75,19 @@ class TrainingBatch:
     query: Tensor
     target: Tensor
     supports: Tensor | None = None
-    painted: Tensor | None = None
+    painted: Tensor | list[Tensor] | None = None
     masks: Tensor | None = None
+    truth: Tensor | None = None
 
 
 class EpisodeReader(Protocol):
     """Where an episode's images come from: decoded pixels, or cached latents."""
 
-    def read(self, episode: Episode) -> dict[str, Tensor] | None:
-        """Returns one episode's part of a `TrainingBatch` by field; None if a mask is empty."""
+    def read(self, episode: Episode, weaken: Weaken | None = None) -> dict[str, Tensor] | None:
+        """Returns one episode's part of a `TrainingBatch` by field; None if a mask is empty.
+
+        weaken: what is done to the supports' masks, if anything.
+        """
 
 
 class PixelReader:
@@ -72,7 +96,7 @@ class PixelReader:
     def __init__(self, benchmark: Benchmark, image_size: int, renderings: Renderings) -> None:
         self.benchmark, self.image_size, self.renderings = benchmark, image_size, renderings
 
-    def read(self, episode: Episode) -> dict[str, Tensor] | None:
+    def read(self, episode: Episode, weaken: Weaken | None = None) -> dict[str, Tensor] | None:
         decoded = [decode_sample(self.benchmark, sample, episode.class_id, self.image_size)
                    for sample in (episode.query, *episode.supports)]
         if not all(mask.any() for _, mask, _ in decoded):
@@ -80,14 +104,13 @@ class PixelReader:
         (query, query_mask, _), *supports = decoded
 
         # the query and its target, and of the supports what the injection takes
-        target, painted = self.renderings.target, self.renderings.painted
-        fields = {"query": query, "target": target(query, query_mask)}
+        fields = {"query": query, "target": self.renderings.target(query, query_mask)}
+        if self.renderings.truth:
+            fields["truth"] = query_mask
         if self.renderings.images:
             fields["supports"] = np.stack([rgb for rgb, _, _ in supports])
-        if painted is None:
-            fields["masks"] = np.stack([mask for _, mask, _ in supports])
-        else:
-            fields["painted"] = np.stack([painted(rgb, mask) for rgb, mask, _ in supports])
+        fields |= self.renderings.of_masks([rgb for rgb, _, _ in supports],
+                                           [mask for _, mask, _ in supports], weaken)
         return {name: torch.from_numpy(array) for name, array in fields.items()}
 
 
@@ -99,14 +122,17 @@ class TrainingEpisodes:
         seed: of everything that is drawn.
         pairs: episodes 2k and 2k + 1 share their query and ask for two of its classes, with
             supports of their own.
+        weak_masks: share of the episodes whose supports have weak masks, in [0, 1].
 
     Raises:
         InputError: if no class has two images.
 
     """
 
-    def __init__(self, benchmark: Benchmark, seed: int, pairs: bool = False) -> None:
-        self.seed, self.pairs = seed, pairs
+    def __init__(
+        self, benchmark: Benchmark, seed: int, pairs: bool = False, weak_masks: float = 0.0
+    ) -> None:
+        self.seed, self.pairs, self.weak_masks = seed, pairs, weak_masks
         self.images = {c: samples for c, samples in benchmark.images.items()
                        if len(set(samples)) > 1}
         self.skipped = sorted(set(benchmark.class_ids) - set(self.images))
@@ -163,6 +189,12 @@ class TrainingEpisodes:
         """Returns the generator of episode `index`'s timestep and diffusion noise."""
         return self._generator(GENERATION_STREAM, index)
 
+    def weakening(self, index: int) -> Weaken | None:
+        """Returns what is done to the masks of episode `index`'s supports; None for nothing."""
+        if not self.weak_masks:
+            return None
+        return draw_weakening(self.weak_masks, self._generator(WEAK_STREAM, index))
+
     def batch(self, reader: EpisodeReader, indices: list[int], shots: int) -> TrainingBatch:
         """Reads a batch; an episode with an empty mask is drawn again.
 
@@ -174,7 +206,7 @@ class TrainingEpisodes:
         for index in indices:
             for attempt in range(MOST_ATTEMPTS):
                 episode = self.draw(index, shots, attempt)
-                fields = reader.read(episode)
+                fields = reader.read(episode, self.weakening(index))
                 if fields is not None:
                     break
             else:
@@ -183,7 +215,11 @@ class TrainingEpisodes:
             episodes.append(episode)
             read.append(fields)
 
-        stacked = {name: torch.stack([fields[name] for fields in read]) for name in read[0]}
+        stacked: dict[str, Any] = {}
+        for name in read[0]:
+            parts = [fields[name] for fields in read]
+            alike = len({part.dtype for part in parts}) == 1
+            stacked[name] = torch.stack(parts) if alike else parts
         return TrainingBatch(episodes, indices, shots, **stacked)
 
     def _generator(self, *words: int) -> np.random.Generator:

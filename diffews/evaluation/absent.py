@@ -61,9 +61,10 @@ class Negatives:
         self.twins = [
             negative is not None and is_twin(benchmark, negative) for negative in drawn]
 
-    def read(self, group: Group) -> Group:
-        """Returns a group with the negatives of its episodes, decoded."""
-        return dataclasses.replace(group, negatives=read_group(self.dataset, group.indices))
+    def read(self, group: Group, prompt: str = "mask") -> Group:
+        """Returns a group with the negatives of its episodes, decoded; prompt: of the supports."""
+        negatives = read_group(self.dataset, group.indices, prompt=prompt)
+        return dataclasses.replace(group, negatives=negatives)
 
     def record(self, answer: Answer, row: int) -> dict[str, Any]:
         """Returns what a record holds of presence beside its counts."""

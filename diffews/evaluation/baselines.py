@@ -43,7 +43,9 @@ def baselines_table(
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
     with memory_advice():
-        scored = {**without_model(dataset), **swapped_support(pipeline, dataset, config)}
+        threshold = source.threshold(config.threshold)
+        scored = {**without_model(dataset),
+                  **swapped_support(pipeline, dataset, config, threshold)}
     rows += [
         {"name": name, "episodes": s.episodes, "miou": s.miou(), "fb_iou": s.fb_iou()}
         for name, s in scored.items()]
@@ -80,7 +82,8 @@ def without_model(dataset: EpisodeDataset) -> dict[str, Scores]:
 
 
 def swapped_support(
-    pipeline: DiffewsPipeline, dataset: EpisodeDataset, config: "BaselinesConfig"
+    pipeline: DiffewsPipeline, dataset: EpisodeDataset, config: "BaselinesConfig",
+    threshold: float
 ) -> dict[str, Scores]:
     """Shows the model supports of another novel class that the query holds, too.
 
@@ -98,7 +101,7 @@ def swapped_support(
     for index, (old_episode, new_episode) in enumerate(tqdm(pairs, unit="episode", desc="swapped")):
         group = read_group(new, [index])
         found = segment_group(pipeline, group, config.shots).check(group.names)
-        masks = found.masks(config.threshold, config.threshold_rule)
+        masks = found.masks(threshold, config.threshold_rule)
         shown.add(new_episode.class_id, *count_pixels(masks, group)[0].tolist())
         counts = count_pixels(masks, read_group(old, [index]))
         original.add(old_episode.class_id, *counts[0].tolist())

@@ -31,7 +31,7 @@ from diffews.models.find import WeightDir, hash_small_vae, hash_weights
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import auto_batch, device_name, pick_device, process_device
 from diffews.runtime.files import (
-    check_run, counted_values, open_run, read_json, versions, write_atomic)
+    check_run, counted_values, default_values, open_run, read_json, versions, write_atomic)
 from diffews.runtime.loading import open_pipeline, settle_fast
 from diffews.runtime.processes import in_step, one_run
 
@@ -67,7 +67,9 @@ def evaluate(
     world = PartialState(cpu=device.type == "cpu")
     device = process_device(world.device) if world.num_processes > 1 else device
     with one_run(out):
-        return _evaluate(settle_fast(config, device), dataset, source, out, device, world)
+        config = dataclasses.replace(
+            settle_fast(config, device), threshold=source.threshold(config.threshold))
+        return _evaluate(config, dataset, source, out, device, world)
 
 
 def _evaluate(
@@ -94,7 +96,7 @@ def _evaluate(
     identity = run_identity(config, dataset, source, device)
     with in_step() as step:
         if is_main:
-            step.mine = _open_records(out, identity, dataset, int(config.batch))
+            step.mine = _open_records(out, identity, dataset, config)
     records: Records = step.all[0]
     done, start = len(records), time.perf_counter()
     groups = [group for group in make_groups(len(dataset), int(config.batch))
@@ -103,14 +105,14 @@ def _evaluate(
     if groups:
         # bad input is refused before anything loads
         negatives = Negatives(dataset, f"benchmark={config.benchmark}") if config.absent else None
-        read = functools.partial(_read, dataset, negatives, config.extra_metrics)
+        read = functools.partial(_read, dataset, negatives, config)
         read(groups[0])
         pipeline = load()
         if config.kv_sampling is not None:
             pipeline.method.interaction.check_bank_use("kv_sampling=")
         own = stream(read, groups[world.process_index :: world.num_processes], config.workers,
                      device.type == "cuda")
-        thresholds = [(config.threshold, config.threshold_rule),
+        thresholds = [(source.threshold(config.threshold), config.threshold_rule),
                       *((threshold, rule) for _, threshold, rule in sweep(config))]
         answers: deque[Answer] = deque()
 
@@ -124,7 +126,7 @@ def _evaluate(
             answer(1)
         with in_step():
             if is_main:
-                open_run(out, identity)
+                open_run(out, identity, default_values(config))
         if done and is_main:
             print(f"diffews: going on from episode {done}", file=sys.stderr)
 
@@ -171,10 +173,10 @@ def result_file(out: Path, episodes: int) -> Path:
 
 
 def _open_records(
-    out: Path, identity: dict[str, Any], dataset: EpisodeDataset, batch: int
+    out: Path, identity: dict[str, Any], dataset: EpisodeDataset, config: "EvalConfig"
 ) -> Records:
-    check_run(out, identity)
-    return Records(out / "episodes.jsonl", dataset, batch)
+    check_run(out, identity, default_values(config))
+    return Records(out / "episodes.jsonl", dataset, int(config.batch))
 
 
 def settle_batch(
@@ -231,10 +233,10 @@ def sweep(config: "EvalConfig") -> list[tuple[str, float, str]]:
 
 
 def _read(
-    dataset: EpisodeDataset, negatives: Negatives | None, originals: bool, indices: list[int]
+    dataset: EpisodeDataset, negatives: Negatives | None, config: "EvalConfig", indices: list[int]
 ) -> Group:
-    group = read_group(dataset, indices, originals)
-    return group if negatives is None else negatives.read(group)
+    group = read_group(dataset, indices, config.extra_metrics, config.prompt)
+    return group if negatives is None else negatives.read(group, config.prompt)
 
 
 def _record(

@@ -65,7 +65,8 @@ def draw_figure(
 
     # each row is a caption and its tiles; a heading is a row without tiles
     pipeline = open_pipeline(settings, source, device, settings.threads)
-    tiles = _tiles_again(pipeline, run, settings, dataset, chosen)
+    threshold = source.threshold(settings.threshold), settings.threshold_rule
+    tiles = _tiles_again(pipeline, run, settings, dataset, chosen, threshold)
     iou, query = iou_percent(*foreground(run.records)), settings.shots  # the query's column
     rows: list[Row] = [(figure_titles(settings.shots), [])]
     for heading, indices in picked.items():
@@ -115,14 +116,14 @@ def pick(
 
 def _tiles_again(
     pipeline: DiffewsPipeline, run: Run, settings: "EvalConfig", dataset: EpisodeDataset,
-    chosen: set[int]
+    chosen: set[int], threshold: tuple[float, str]
 ) -> dict[int, list[np.ndarray]]:
     """Computes the chosen episodes again, in the run's groups, and returns the tiles of each."""
-    tiles, threshold = {}, (settings.threshold, settings.threshold_rule)
+    tiles = {}
     for indices in make_groups(len(dataset), int(settings.batch)):
         if chosen.isdisjoint(indices):
             continue
-        group = read_group(dataset, indices)
+        group = read_group(dataset, indices, prompt=settings.prompt)
         with memory_advice():
             found = segment_group(pipeline, group, settings.shots, settings.kv_sampling)
             answer = count_group(found, group, [threshold]).wait()

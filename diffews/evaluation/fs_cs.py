@@ -192,6 +192,7 @@ def _answer(
         for pair in sets]
     pixels = to_pixels(torch.from_numpy(resize_image(image, size))[None].to(device))
     latents, shape = pipeline.encode_images(pixels), truths[0].shape
+    threshold = pipeline.config.threshold if config.threshold is None else config.threshold
 
     # where several classes claim a pixel, the highest score wins
     best, labels = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
@@ -200,8 +201,7 @@ def _answer(
         found = pipeline.segment(pixels, bank, latents).check([question.query.name])
         assert found.presence is not None
         sure.append(float(found.presence[0]))
-        (mask, score), = found.gate(GATE).at_sizes(
-            [shape], config.threshold, config.threshold_rule)
+        (mask, score), = found.gate(GATE).at_sizes([shape], threshold, config.threshold_rule)
         wins = mask & (score > best)
         labels[wins], best[wins] = number, score[wins]
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffews.data.episodes import EpisodeDataset, DecodedSample, Sample
+from diffews.data.episodes import DecodedSample, EpisodeDataset
+from diffews.data.weak_masks import prompt_masks
 from diffews.images.masks import Segmentation, check_decoded
 from diffews.images.paint import to_pixels
 from diffews.pipeline import DiffewsPipeline
@@ -47,18 +48,21 @@ class Group:
 
         Images are (H, W, 3), masks (H, W).
         """
-        shots = len(self.support_rgb) // len(self.indices)
-        own = slice(row * shots, (row + 1) * shots)
+        own = self._supports(row)
         images = self.support_rgb[own].permute(0, 2, 3, 1).numpy()
         pairs = list(zip(images, self.support_masks[own].numpy(), strict=True))
         return pairs, self.query_rgb[row].permute(1, 2, 0).numpy(), self.query_masks[row].numpy()
 
     def empty_masks(self, row: int) -> list[str]:
         """Which masks of an episode mark no pixel at this size: "query", "support"."""
-        shots = len(self.support_rgb) // len(self.indices)
-        supports = self.support_masks[row * shots : (row + 1) * shots].flatten(1)
+        supports = self.support_masks[self._supports(row)].flatten(1)
         found = {"query": self.query_masks[row].any(), "support": supports.any(1).all()}
         return [name for name, is_marked in found.items() if not is_marked]
+
+    def _supports(self, row: int) -> slice:
+        """Where an episode's supports lie."""
+        shots = len(self.support_rgb) // len(self.indices)
+        return slice(row * shots, (row + 1) * shots)
 
     def pin_memory(self) -> "Group":
         """Returns the group in memory from which a GPU can copy while it computes."""
@@ -74,13 +78,16 @@ def make_groups(count: int, batch: int) -> list[list[int]]:
     return [[min(i, count - 1) for i in range(start, start + batch)] for start in starts]
 
 
-def read_group(dataset: EpisodeDataset, indices: list[int], originals: bool = False) -> Group:
+def read_group(
+    dataset: EpisodeDataset, indices: list[int], originals: bool = False, prompt: str = "mask"
+) -> Group:
     """Decodes a group's episodes.
 
     Args:
         dataset: the episodes.
         indices: which of them; one that stands twice is decoded once.
         originals: also keep the queries at their own size.
+        prompt: what the supports' masks are shown as, see `prompt_masks`.
 
     """
     decoded = {index: dataset[index] for index in dict.fromkeys(indices)}
@@ -89,11 +96,16 @@ def read_group(dataset: EpisodeDataset, indices: list[int], originals: bool = Fa
 
     # a picture that several episodes of the group share is encoded once
     named = [dataset.episodes[index] for index in indices]
-    supports = [(sample, episode.class_id) for episode in named for sample in episode.supports]
-    keys: list[tuple[Sample, int | None]] = [(episode.query, None) for episode in named]
-    keys += [(sample, None) for sample, _ in supports] + list(supports)
+    keys: list[tuple[Any, ...]] = [(episode.query, None) for episode in named]
+    keys += [(sample, None) for episode in named for sample in episode.supports]
+    for index, episode in zip(indices, named, strict=True):
+        for shot, sample in enumerate(episode.supports):  # a weak mask is drawn for its place alone
+            place = () if prompt == "mask" else (index, shot)
+            keys.append((sample, episode.class_id, *place))
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
 
+    masks = [prompt_masks(episode.support_masks, prompt, index)
+             for index, episode in zip(indices, episodes, strict=True)]
     own = [dataset.decode_query(index) for index in decoded] if originals else []
     return Group(
         indices=indices,
@@ -101,7 +113,7 @@ def read_group(dataset: EpisodeDataset, indices: list[int], originals: bool = Fa
         query_masks=_stack([episode.query_mask for episode in episodes]),
         query_ignore=_stack(ignore) if ignore else None,
         support_rgb=_stack([episode.support_rgb for episode in episodes]).flatten(0, 1),
-        support_masks=_stack([episode.support_masks for episode in episodes]).flatten(0, 1),
+        support_masks=_stack(masks).flatten(0, 1),
         distinct=torch.tensor([numbers[key] for key in keys]), originals=own,
         names=[episode.query_name for episode in episodes])
 

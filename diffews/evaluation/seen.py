@@ -33,7 +33,17 @@ def seen_classes(
     """
     with refuse(f"{source.path / RECORD} is no record of a training", TypeError, ValueError,
                 AttributeError, ArithmeticError, cure="remove it, or take it from its weights"):
-        return _seen(source.record, config, dataset)
+        found = _seen(source.record, config, dataset)
+
+        # of a second stage also what the weights that it started from were trained on
+        record = source.record
+        while found is not None and "init" in record:
+            record = dict(record["init"])
+            before = _seen(record, config, dataset)
+            known = {*found, *(before or ())}
+            names = dataset.class_names.values()
+            found = None if before is None else [name for name in names if name in known]
+        return found
 
 
 def _seen(

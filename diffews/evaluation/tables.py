@@ -157,7 +157,7 @@ def read_run(folder: Path) -> Run:
         return Run(
             **{name: result[name] for name in named}, path=folder, records=records,
             method=_method(Path(str(result["config"]["weight"]))),
-            result=result | {"list": _list_name(result)},
+            result={"prompt": "mask", **result, "list": _list_name(result)},
             samples=resample(records, result["class_ids"]))
 
 

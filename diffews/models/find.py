@@ -15,6 +15,7 @@ RECORD = "diffews.json"  # written beside trained weights: base, image size, con
 PRESENCE = "presence"  # folder of a weight dir's presence head
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
+DEFAULT_THRESHOLD = 0.25  # the paper's, share of the maximum that foreground exceeds
 
 # what is fetched of a small VAE
 SMALL_VAE_FILES = ("config.json", RECORD, "diffusion_pytorch_model*")
@@ -52,14 +53,24 @@ class WeightDir:
         check_image_size(size, self.base)
         return size
 
+    def threshold(self, asked: float | None = None) -> float:
+        """Returns the threshold: as asked, else as recorded, else 0.25."""
+        found = self.record.get("threshold", DEFAULT_THRESHOLD) if asked is None else asked
+        if type(found) not in (int, float) or not 0 <= found < 1:
+            raise InputError(f"{self.path / RECORD}: threshold is {shorten(found)}, not in [0, 1)")
+        return float(found)
+
 
 # ---- weight dirs and bases ----
 
 
-def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightDir:
+def find_weights(
+    weight: str | Path, base: str | Path | None = None, key: str = "weight"
+) -> WeightDir:
     """Finds the UNet in DIR/unet/unet, DIR/unet or DIR, and the base that goes with it.
 
     weight: the weight dir. base: folder or hub:owner/name; where None, as `find_base` finds it.
+    key: which named it, for errors.
 
     Raises:
         InputError: for a folder that is missing, or in which nothing is found.
@@ -68,13 +79,13 @@ def find_weights(weight: str | Path, base: str | Path | None = None) -> WeightDi
     folder = Path(weight)
     if not folder.is_dir():
         raise InputError(
-            f"weight={weight}: no such folder; see weight/README.md for where weights can be had")
+            f"{key}={weight}: no such folder; see weight/README.md for where weights can be had")
 
     for candidate in (folder / "unet" / "unet", folder / "unet", folder):
         if (candidate / "config.json").is_file():
             break
     else:
-        raise InputError(f"weight={weight}: no config.json in unet/unet, unet or the folder itself")
+        raise InputError(f"{key}={weight}: no config.json in unet/unet, unet or the folder itself")
 
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     return WeightDir(folder, candidate, find_base(folder, base, record), record)

@@ -67,6 +67,14 @@ def start_unet(
     return unet
 
 
+def continue_unet(folder: Path, base: Path, dtype: torch.dtype) -> DiffewsUNet:
+    """Loads a trained UNet to train further; an image encoder that knew pictures stays frozen."""
+    unet = load_unet(folder, dtype).requires_grad_(True)
+    if isinstance(unet, TokenUNet) and _has_weights(base / "image_encoder"):
+        unet.image_encoder.requires_grad_(False)
+    return unet
+
+
 def _start_token_unet(base: Path, dtype: torch.dtype, seed: int) -> DiffewsUNet:
     plain, folder = start_unet(base, dtype, seed), base / "image_encoder"
     if not (folder / "config.json").is_file():

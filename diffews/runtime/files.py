@@ -8,10 +8,11 @@ import platform
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -128,7 +129,15 @@ def counted_values(config: Any) -> dict[str, Any]:
         if item.metadata["changes_result"] and item.metadata["counted_as"] is None}
 
 
-def check_run(out: Path, identity: dict[str, Any]) -> None:
+def default_values(config: Any) -> dict[str, Any]:
+    """Returns what each key of a config is where nobody says it."""
+    return {item.name: item.default for item in dataclasses.fields(config)
+            if item.default is not dataclasses.MISSING}
+
+
+def check_run(
+    out: Path, identity: dict[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Raises InputError as `open_run` would, and writes nothing."""
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; give a folder")
@@ -136,7 +145,9 @@ def check_run(out: Path, identity: dict[str, Any]) -> None:
 
     if (out / "run.json").is_file():
         earlier = read_json(out / "run.json")
-        differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)]
+        # a key that is newer than the run, and off or at its default, changes nothing
+        differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)
+                  and (k in earlier or identity[k] and identity[k] != defaults.get(k))]
         if differ:
             changes = ", ".join(
                 f"{k}: {_short(earlier.get(k))} there, {_short(identity.get(k))} now"
@@ -151,16 +162,19 @@ def check_run(out: Path, identity: dict[str, Any]) -> None:
             f"{out} is not empty and holds no run of this program; give another folder")
 
 
-def open_run(out: Path, identity: dict[str, Any]) -> None:
+def open_run(
+    out: Path, identity: dict[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Makes `out` the folder of a run, or checks that it is already that of the same run.
 
-    identity: what changes the results, kept in out/run.json.
+    identity: what changes the results, kept in out/run.json. defaults: of keys by their names, what
+    a run was made with that is older than the key.
 
     Raises:
         InputError: when `out` holds another run (naming the keys that differ), or something else.
 
     """
-    check_run(out, identity)
+    check_run(out, identity, defaults)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():
         write_atomic(out / "run.json", json.dumps(identity, indent=1) + "\n")

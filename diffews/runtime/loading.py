@@ -124,7 +124,8 @@ def build_pipeline(
         part: load_small_vae(folder, part, vae, allow_bin, hash_vae(source.base))
         for part, folder in (("encoder", encoder), ("decoder", decoder)) if folder is not None}
     text, unet = load_text(source.base), load_unet(source.unet, dtype)
-    pipeline = DiffewsPipeline(unet, vae, text, size, **small, variant_keys=variant_keys)
+    pipeline = DiffewsPipeline(
+        unet, vae, text, size, **small, variant_keys=variant_keys, threshold=source.threshold())
     pipeline.presence = open_presence(source, presence, unet)
     return pipeline.to(pick_device(str(device)))
 

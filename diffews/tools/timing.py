@@ -1,6 +1,7 @@
 """Time, memory and arithmetic of episodes and training steps: plain beside fast, run in turns."""
 
 import dataclasses
+import functools
 import gc
 import os
 import resource
@@ -19,7 +20,7 @@ from torch import Tensor
 from diffews.data.training import TrainingBatch
 from diffews.evaluation.groups import Group, count_group, segment_group
 from diffews.images.paint import to_pixels
-from diffews.models.find import WeightDir
+from diffews.models.find import DEFAULT_THRESHOLD, WeightDir
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import load_small_vae
 from diffews.pipeline import DiffewsPipeline
@@ -46,7 +47,7 @@ SD21: dict[str, dict[str, Any]] = {  # of Stable Diffusion 2.1; the rest is diff
 # of a parameter that trains: weight, gradient, Adam's two moments in fp32, a copy in half precision
 TRAINING_BYTES = 18
 AHEAD = 4  # groups in one timed run on a GPU, which computes one while the last is counted
-THRESHOLD = (0.25, "reference")
+THRESHOLD = (DEFAULT_THRESHOLD, "reference")
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ class Setup:
     Attributes:
         config: its keys.
         pipeline: its model.
-        twin: as `make_twin` gives it.
 
     """
 
     config: "BenchmarkConfig"
     pipeline: DiffewsPipeline
-    twin: DiffewsPipeline
+
+    @functools.cached_property
+    def parts(self) -> dict[str, float]:
+        """TFLOP of the model's parts, as `count_parts` gives them; training does not ask."""
+        return count_parts(make_twin(self.pipeline), int(self.config.image_size or 0))
 
     @property
     def bytes_on_gpu(self) -> int:
@@ -114,7 +118,7 @@ def measure_all(config: "BenchmarkConfig", source: WeightDir | None) -> dict[str
     with memory_advice():
         plain = open_setup(plain_config, source, device)
         fast = open_setup(fast_config, source, device)
-        parts = count_parts(plain.twin, int(config.image_size or 0))
+        parts = plain.parts
         parameters = plain.pipeline.unet.num_parameters()
         for shots in (1, 5):
             measured[f"{shots}-shot episode"] = time_in_turns(
@@ -161,7 +165,7 @@ def open_setup(
     exact_arithmetic(config.threads, config.tf32)
     pipeline = (open_pipeline(config, source, device, config.threads) if source
                 else random_pipeline(config, device))
-    return Setup(config, pipeline, make_twin(pipeline))
+    return Setup(config, pipeline)
 
 
 def random_pipeline(config: "BenchmarkConfig", device: torch.device) -> DiffewsPipeline:
@@ -221,8 +225,9 @@ def episode_work(setup: Setup, shots: int) -> Work:
         for answer in [count_group(segmentation, group, [THRESHOLD]) for segmentation in found]:
             answer.wait()
 
-    one = random_group(1, shots, size)
-    tflop = count_tflop(lambda: segment_group(setup.twin, one, shots))
+    parts = setup.parts
+    tflop = ((1 + 2 * shots) * parts["vae_encode"] + shots * parts["support_pass"]
+             + parts[f"query_pass_{shots}"] + parts["vae_decode"])
     return Work(setup, run, tflop, batch * groups, batch)
 
 
@@ -232,17 +237,16 @@ def cached_query_work(setup: Setup) -> Work:
     batch, size = episode_work(setup, 1).batch, int(setup.config.image_size or 0)
     group = random_group(batch, 1, size)
     support, mask = to_pixels(group.support_rgb[:1]), group.support_masks[:1]
-    bank, no_bank = (model.encode_support_pixels(support, mask, 1)
-                     for model in (setup.pipeline, setup.twin))
+    pipeline, parts = setup.pipeline, setup.parts
+    bank = pipeline.encode_support_pixels(support, mask, 1)
 
     @torch.no_grad()
-    def segment(model: DiffewsPipeline, rgb: Tensor, bank: Any) -> Tensor:
-        pixels = to_pixels(rgb.to(model._execution_device))
-        return model.segment(pixels, bank).masks(*THRESHOLD)
+    def segment() -> Tensor:
+        pixels = to_pixels(group.query_rgb.to(pipeline._execution_device))
+        return pipeline.segment(pixels, bank).masks(*THRESHOLD).cpu()
 
-    tflop = count_tflop(lambda: segment(setup.twin, group.query_rgb[:1], no_bank))
-    return Work(setup, lambda: segment(setup.pipeline, group.query_rgb, bank).cpu(), tflop,
-                batch, batch)
+    tflop = parts["vae_encode"] + parts["query_pass_1"] + parts["vae_decode"]
+    return Work(setup, segment, tflop, batch, batch)
 
 
 def training_work(setup: Setup) -> dict[str, Work]:
@@ -250,7 +254,8 @@ def training_work(setup: Setup) -> dict[str, Work]:
     device, size = setup.pipeline.device, int(setup.config.image_size or 0)
     images = torch.randint(256, (4, 1, 3, size, size), dtype=torch.uint8)
     batch = TrainingBatch([], [0], 1, images[0], images[1], images[2:3], images[3:])
-    for model in (setup.pipeline, setup.twin):
+    twin = make_twin(setup.pipeline)
+    for model in (setup.pipeline, twin):
         model.unet.train().requires_grad_(True).enable_gradient_checkpointing()
     parameters = list(setup.pipeline.unet.parameters())
     optimizer = make_optimizer("adamw", parameters, lr=1e-5, weight_decay=0.01)
@@ -277,7 +282,7 @@ def training_work(setup: Setup) -> dict[str, Work]:
         config = dataclasses.replace(setup.config, tf32=half, dtype=dtype)
         return Work(dataclasses.replace(setup, config=config), run, tflop)
 
-    tflop = count_tflop(lambda: loss_of(setup.twin, False).backward())
+    tflop = count_tflop(lambda: loss_of(twin, False).backward())
     setups = {"plain": False, "fast": True} if device.type == "cuda" else {"plain": False}
     return {name: work(half) for name, half in setups.items()}
 

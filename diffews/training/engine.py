@@ -13,7 +13,7 @@ from diffews.runtime.device import pick_device
 from diffews.training import LR_END
 
 if TYPE_CHECKING:
-    from diffews.cli.settings import TrainConfig
+    from diffews.cli.training_settings import TrainConfig
 
 
 def is_on_cpu(config: "TrainConfig") -> bool:

@@ -1,6 +1,8 @@
 """Trains a presence head on frozen weights: what it compares is computed once, then fitted."""
 
 import functools
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -33,7 +35,7 @@ from diffews.runtime.files import (
 from diffews.runtime.loading import open_pipeline, settle_fast
 
 if TYPE_CHECKING:
-    from diffews.cli.tool_settings import TrainPresenceConfig
+    from diffews.cli.training_settings import TrainPresenceConfig
     from diffews.images.masks import Segmentation
 
 NEGATIVE_STREAM = 4  # second word of the seeds, beside those of training episodes
@@ -253,6 +255,7 @@ def check_out(source: WeightDir, out: Path) -> None:
     if not own and out.is_dir() and any(file.name not in known for file in out.iterdir()):
         raise InputError(f"out={out} is not empty; give the weight dir itself, or a new folder")
 
+
 def hand_on_weights(source: WeightDir, out: Path) -> None:
     """Makes `out` a weight dir of the same weights, by links where the disk can; keeps what is."""
     target = out / "unet" / "unet"
@@ -272,9 +275,6 @@ def hand_on_weights(source: WeightDir, out: Path) -> None:
 
 def _hash_lists(benchmark: Benchmark) -> str:
     """Returns a hash of the pictures of every class."""
-    import hashlib
-    import json
-
     images = sorted(benchmark.images.items())
     lists = [(c, [(s.name, s.object_id) for s in samples]) for c, samples in images]
     return hashlib.sha256(json.dumps(lists).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """One step of training: what the network is shown, and the loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class StepInput:
             pixels [B*S, 3, H, W] in [-1, 1] where the network itself encodes them.
         masks: the supports' masks [B*S, H, W] in {0, 1}, where the injection reads them.
         shots: S.
+        truth: the queries' masks [B, H, W] in {0, 1}, where the loss reads them.
 
     """
 
@@ -37,19 +38,30 @@ class StepInput:
     supports: list[Tensor]
     masks: Tensor | None
     shots: int
+    truth: Tensor | None = None
+
+
+Loss = Callable[[Tensor, StepInput], Tensor]  # of predicted latents [B, 4, h, w]
+
+
+def latent_loss(predicted: Tensor, step: StepInput) -> Tensor:
+    """Mean squared error between the goal and minus the UNet's output (section 4.4)."""
+    return F.mse_loss(predicted.float(), step.goal.float())
 
 
 class TrainingStep(nn.Module):
     """Both passes and the loss inside one forward, as distributed data parallel needs it."""
 
-    def __init__(self, unet: DiffewsUNet, text: Tensor, method: Method) -> None:
+    def __init__(
+        self, unet: DiffewsUNet, text: Tensor, method: Method, loss: Loss = latent_loss
+    ) -> None:
         super().__init__()
-        self.unet, self.method = unet, method
+        self.unet, self.method, self.loss = unet, method, loss
         self.text: Tensor
         self.register_buffer("text", text, persistent=False)
 
     def forward(self, step: StepInput) -> Tensor:
-        """Mean squared error between the goal and minus the UNet's output (section 4.4).
+        """Returns the loss of a batch.
 
         Gradients flow through the support pass; at zero signal the clean latent is x0 = -v.
         """
@@ -63,7 +75,7 @@ class TrainingStep(nn.Module):
         state = interaction.prepare(self.unet, support, timestep, self.text, step.shots)
 
         predicted = interaction.segment(self.unet, step.query, step.timestep, self.text, state)
-        return F.mse_loss(predicted.float(), step.goal.float())
+        return self.loss(predicted, step)
 
 
 def encode_batch(
@@ -91,19 +103,25 @@ def encode_batch(
     supports = []
     for images, part in ((batch.supports, parts[2]), (batch.painted, parts[3])):
         if images is not None and method.interaction.reads_pixels:
-            supports.append(to_pixels(images.flatten(0, 1).to(vae.device)))  # [B*S, 3, H, W]
+            supports.append(to_pixels(torch.cat([*images]).to(vae.device)))  # [B*S, 3, H, W]
         elif images is not None:
             supports.append(_sample_latents(vae, images, part))  # [B*S, 4, h, w]
     masks = None if batch.masks is None else batch.masks.flatten(0, 1).to(vae.device)
-    return StepInput(*pair, supports, masks, batch.shots)
+    truth = None if batch.truth is None else batch.truth.to(vae.device)
+    return StepInput(*pair, supports, masks, batch.shots, truth)
 
 
-def _sample_latents(vae: AutoencoderKL, images: Tensor, noise: Tensor | None) -> Tensor:
-    """Scaled latents of pixels [B, N, 3, H, W] or moments [B, N, 2, 4, h, w] -> [B*N, 4, h, w]."""
-    images = images.flatten(0, 1)
-    if images.dtype == torch.uint8:
-        images = torch.stack([encode_moments(vae, rgb) for rgb in images])  # [B*N, 2, 4, h, w]
-    latents, deviation = images.to(vae.device).unbind(1)
+def _sample_latents(
+    vae: AutoencoderKL, images: Iterable[Tensor], noise: Tensor | None
+) -> Tensor:
+    """Scaled latents of B episodes' images, each pixels [N, 3, H, W] or moments [N, 2, 4, h, w].
+
+    Returns them as [B*N, 4, h, w].
+    """
+    moments = torch.cat([
+        torch.stack([encode_moments(vae, rgb) for rgb in part])
+        if part.dtype == torch.uint8 else part.to(vae.device) for part in images])
+    latents, deviation = moments.unbind(1)
     if noise is not None:
         latents = latents + deviation * noise.flatten(0, 1).to(vae.device)
     return latents * vae.config.scaling_factor

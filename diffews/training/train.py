@@ -27,23 +27,26 @@ from diffews.evaluation.groups import count_pixels, read_group, segment_group
 from diffews.evaluation.metrics import Scores
 from diffews.images.drawing import panel, save_image
 from diffews.models.find import (
-    base_folders, hash_base, hash_vae, latent_factor, refuse_pickles)
+    WeightDir, base_folders, hash_base, hash_small_vae, hash_vae, latent_factor, refuse_pickles)
 from diffews.models.unet import DiffewsUNet
-from diffews.models.weights import check_parts, load_text, load_unet, load_vae, start_unet
+from diffews.models.weights import check_parts, load_text, load_unet, load_vae
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import process_device
-from diffews.runtime.files import check_run, counted_values, hash_files, open_run, versions
+from diffews.runtime.files import (
+    check_run, counted_values, default_values, hash_files, open_run)
 from diffews.runtime.processes import in_step, one_run, together
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
 from diffews.training.checkpoints import (
     list_checkpoints, load_state, save_checkpoint, save_weight_dir)
 from diffews.training.engine import is_on_cpu, make_accelerator, make_schedule
 from diffews.training.log import StepLog
+from diffews.training.pixel_loss import learned_threshold, make_loss
+from diffews.training.start import load_start, make_record, start_files
 from diffews.training.step import StepInput, TrainingStep, encode_batch, encode_moments
 from diffews.variants import Variant
 
 if TYPE_CHECKING:
-    from diffews.cli.settings import TrainConfig
+    from diffews.cli.training_settings import TrainConfig
 
 PANELS = 6  # episodes in the picture of a validation
 OUT_OF_MEMORY = (
@@ -53,7 +56,7 @@ OUT_OF_MEMORY = (
 
 def train(
     config: "TrainConfig", benchmark: Benchmark, base: Path,
-    validation: EpisodeDataset | None = None,
+    validation: EpisodeDataset | None = None, init: WeightDir | None = None,
 ) -> None:
     """Trains and leaves out/unet/unet, a weight dir that `diffews eval` takes.
 
@@ -62,6 +65,7 @@ def train(
         benchmark: the training lists.
         base: folder with VAE, text and the UNet to start from.
         validation: episodes that are evaluated on the way, if any.
+        init: trained weights to start from, in place of the base's UNet.
 
     Raises:
         InputError: for an `out` of another run, or that another process writes into, parts that do
@@ -71,7 +75,7 @@ def train(
     PartialState(cpu=is_on_cpu(config))
     try:
         with one_run(Path(config.out)), together():
-            Trainer(config, benchmark, base).run(validation)
+            Trainer(config, benchmark, base, init).run(validation)
     except torch.OutOfMemoryError:
         raise InputError(OUT_OF_MEMORY) from None
 
@@ -79,28 +83,31 @@ def train(
 class Trainer:
     """One training run: what it learns from, what it learns, and where it stands."""
 
-    def __init__(self, config: "TrainConfig", benchmark: Benchmark, base: Path) -> None:
+    def __init__(
+        self, config: "TrainConfig", benchmark: Benchmark, base: Path,
+        init: WeightDir | None = None,
+    ) -> None:
         self.config, self.benchmark, self.base, self.out = config, benchmark, base, Path(config.out)
+        self.init = init
         self.variant = Variant.of(vars(config))
         self.method = self.variant.build()
         injection = self.method.injection
         self.renderings = Renderings(
-            self.method.supervision.target, injection.painted, injection.encodes_image)
-        self.episodes = TrainingEpisodes(benchmark, config.seed, config.pairs)
+            self.method.supervision.target, injection.painted, injection.encodes_image,
+            truth=config.pixel_loss > 0)
+        self.episodes = TrainingEpisodes(benchmark, config.seed, config.pairs, config.weak_masks)
         self.step = 0
 
         # processes and arithmetic; TF32 is the reference's recipe
         torch.set_num_threads(config.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.accelerator = make_accelerator(config, self.out)
-        check_run(self.out, self.identity)
+        check_run(self.out, self.identity, default_values(config))
 
         # what is frozen; in fp16 the VAE would overflow
         is_bf16 = self.accelerator.mixed_precision == "bf16"
-        reads_pixels = self.method.interaction.reads_pixels
         if not config.allow_bin:
-            encoders = [base / "image_encoder"] if reads_pixels else []
-            refuse_pickles(*base_folders(base), base / "unet", *encoders)
+            refuse_pickles(*base_folders(base))
         vae = load_vae(base, torch.bfloat16 if is_bf16 else torch.float32)
         self.vae = vae.to(process_device(self.accelerator.device))
         side = config.image_size // latent_factor(vae.config.block_out_channels)
@@ -108,7 +115,7 @@ class Trainer:
         self.text = load_text(base)
 
         # what trains
-        self.unet = start_unet(base, torch.float32, config.seed, reads_pixels)
+        self.unet = load_start(config, base, init, self.method)
         self.unet.train()
         check_parts(self.unet, self.vae, self.text)
         if config.lora:
@@ -124,7 +131,8 @@ class Trainer:
             config.optimizer, self.parameters, lr=config.lr, betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay)
         self.schedule = make_schedule(optimizer, config)
-        step = TrainingStep(self.unet, self.text["train"], self.method)
+        loss = make_loss(config, self.vae, base)
+        step = TrainingStep(self.unet, self.text["train"], self.method, loss)
         self.module, self.optimizer = self.accelerator.prepare(step, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema) if config.ema else None
 
@@ -134,19 +142,15 @@ class Trainer:
         images = sorted(self.benchmark.images.items())
         lists = json.dumps([(c, [(s.name, s.object_id) for s in samples]) for c, samples in images])
 
-        unet = self.base / "unet"
-        start = [*unet.glob("*.safetensors"), *unet.glob("*.bin")] or [unet / "config.json"]
-        if self.method.interaction.reads_pixels:
-            start += (self.base / "image_encoder").glob("*.*")
-
-        precision = self.accelerator.mixed_precision
+        small, precision = self.config.decoder, self.accelerator.mixed_precision
         return {
             **counted_values(self.config),
             **self.benchmark.reading,
             "dtype": "fp32" if precision == "no" else precision,
             "global_batch": self.config.batch * self.accelerator.num_processes,
-            "start_sha256": hash_files(sorted(start)),
+            "start_sha256": hash_files(start_files(self.base, self.init, self.method)),
             "base_sha256": hash_base(self.base),
+            "decoder_sha256": small and hash_small_vae(small),
             "list_sha256": sha256(lists.encode()).hexdigest()}
 
     def run(self, validation: EpisodeDataset | None) -> None:
@@ -216,7 +220,7 @@ class Trainer:
         is_main, config = self.accelerator.is_main_process, dataclasses.asdict(self.config)
         with in_step():
             if is_main:
-                open_run(self.out, self.identity)
+                open_run(self.out, self.identity, default_values(self.config))
         shown_config = {name: str(value) for name, value in config.items()}
         self.accelerator.init_trackers("diffews", config=shown_config)
         return StepLog(self.out / "log.jsonl", step) if is_main else None
@@ -298,7 +302,9 @@ class Trainer:
         if self.config.sample_posterior:
             shape = (2 + 2 * batch.shots, *self.latent)
             noise = torch.stack([self.episodes.noise(index, shape) for index in batch.indices])
-        return encode_batch(batch, self.vae, self.method, draws, noise)
+        step = encode_batch(batch, self.vae, self.method, draws, noise)
+        is_on = self.step >= self.config.pixel_from
+        return step if is_on else dataclasses.replace(step, truth=None)
 
     def validate(self, dataset: EpisodeDataset) -> float:
         """Returns the mIoU on a list of episodes; panels of the first go to out/validation/."""
@@ -306,11 +312,12 @@ class Trainer:
         pipeline = DiffewsPipeline(unet, self.vae, self.text, self.config.image_size,
                                    variant_keys=self.variant.asdict())
 
+        threshold = learned_threshold(self.config, self.step)
         scores, panels = Scores(dataset.class_ids), []
         for index, episode in enumerate(dataset.episodes):
             group = read_group(dataset, [index])
             found = segment_group(pipeline, group, self.config.shots).check(group.names)
-            masks = found.masks(0.25, "reference")
+            masks = found.masks(threshold, "reference")
             scores.add(episode.class_id, *count_pixels(masks, group)[0].tolist())
             if index < PANELS:
                 supports, query, truth = group.shown(0)
@@ -332,11 +339,7 @@ class Trainer:
 
     def record(self) -> dict[str, Any]:
         """What is kept beside the weights."""
-        named = ("image_size", "benchmark", "fold", "shots", "steps")
-        return {
-            "base": str(self.config.base), "variant": self.variant.asdict(),
-            **{name: getattr(self.config, name) for name in named},
-            "config": dataclasses.asdict(self.config), "versions": versions()}
+        return make_record(self.config, self.variant, self.init, self.step)
 
     def stateful(self) -> dict[str, Any]:
         """What has a state beside the weights, by the name that checkpoints give it."""

@@ -24,7 +24,7 @@ def required(config_class):
 def test_the_defaults_are_the_published_protocol():
     config = load(EvalConfig, [])
     assert (config.benchmark, config.shots, config.splits) == ("coco20i", 1, "auto")
-    assert (config.threshold, config.threshold_rule) == (0.25, "reference")
+    assert (config.threshold, config.threshold_rule) == (None, "reference")  # the weights say
     assert (config.dtype, config.batch, config.device) == ("fp32", 1, "auto")
     assert (config.fold, config.image_size, config.base) == (None, None, None)
     assert Path(config.data) == CHECKOUT / "datasets"

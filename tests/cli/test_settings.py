@@ -20,7 +20,8 @@ from diffews.cli.keys import (
     speed_key,
     training_key,
 )
-from diffews.cli.settings import BenchmarkKeys, EvalConfig, TrainConfig
+from diffews.cli.settings import BenchmarkKeys, EvalConfig
+from diffews.cli.training_settings import TrainConfig
 from diffews.data.registry import BENCHMARKS, load_benchmark, open_benchmark, option_names
 from diffews.evaluation.evaluate import run_identity
 from diffews.evaluation.tables import BY_FOLD
@@ -59,6 +60,7 @@ def training_identity(base, coco):
         run = SimpleNamespace(
             config=config,
             base=base,
+            init=None,
             benchmark=open_benchmark("coco20i", coco, 0, "train"),
             method=SimpleNamespace(interaction=SimpleNamespace(reads_pixels=False)),
             accelerator=SimpleNamespace(mixed_precision="no", num_processes=3),
@@ -105,7 +107,7 @@ def test_an_identity_is_that_of_earlier_versions(identity):
         "weight_sha256 base_sha256 encoder_sha256 decoder_sha256 variant benchmark fold shots "
         "image_size list_sha256 objects_sha256 device dtype batch threads threshold threshold_rule "
         "channels_last compile low_memory tf32 kv_sampling denoising_steps ensemble extra_metrics "
-        "sweep"
+        "sweep prompt"
     )
     assert set(identity(EvalConfig())) == set(names.split())
 
@@ -141,7 +143,7 @@ def test_a_key_that_says_so_does_not_count():
 def test_a_table_row_compares_what_changes_scores_but_for_what_a_fold_brings():
     names = (
         "image_size threshold threshold_rule dtype encoder_sha256 decoder_sha256 denoising_steps "
-        "ensemble kv_sampling negatives fs_cs"
+        "ensemble kv_sampling prompt negatives fs_cs"
     )
     assert set(entries_of_scores(EvalConfig)) == {*names.split(), *BY_FOLD}
 

@@ -121,7 +121,7 @@ def test_swaps_on_shapes_keep_the_query_and_change_the_class(novel):
 
 def test_a_swapped_prediction_is_scored_against_both_classes(trained, novel):
     pipeline = load_pipeline(trained)
-    scores = swapped_support(pipeline, novel, BaselinesConfig(shots=2))
+    scores = swapped_support(pipeline, novel, BaselinesConfig(shots=2), 0.25)
     pairs = swap_supports(novel, shots=2)
     wanted = {"swapped support, original class": [], "swapped support, support's class": []}
     swapped = EpisodeDataset(novel.benchmark, EpisodeList(new for _, new in pairs), 32)

@@ -27,7 +27,7 @@ from diffews.images.paint import to_pixels
 from diffews.runtime.device import CPU_PIXELS, all_cores
 from diffews.runtime.loading import settle_fast
 
-COUNT = 8  # episodes
+COUNT = 5  # episodes
 
 
 @pytest.fixture

@@ -347,6 +347,19 @@ def test_groups_are_fixed_by_the_list_and_the_batch(count, batch, groups):
 # ---- folders of another run ----
 
 
+def test_a_run_that_is_older_than_a_key_goes_on_where_the_key_changes_nothing(
+    evaluate, golden_words, refused
+):
+    out = evaluate("episodes=2")
+    file = out / "run.json"
+    earlier = {k: v for k, v in json.loads(file.read_text()).items() if k != "prompt"}
+    file.write_text(json.dumps(earlier))
+    evaluate("episodes=3")
+    assert len(lines(out)) == 3
+    message = refused(*golden_words, f"out={out}", "episodes=4", "prompt=box")
+    assert "another run" in message and "prompt: None there, box now" in message
+
+
 @pytest.mark.parametrize(
     "word",
     [

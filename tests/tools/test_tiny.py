@@ -97,12 +97,12 @@ def test_training_from_nothing_starts_from_the_seed(made, trainer):
     assert differing(trainer(f"base={made}", "seed=42").unet.state_dict(), one) == []
 
 
-def test_the_tiny_recipe_trains_from_it(run, made, few_shapes, tmp_path):
+def test_the_tiny_recipe_trains_from_it(run, made, few_shapes, train_shapes, tmp_path):
     out = tmp_path / "shapes_fold2"
     words = [
         f"config={TINY_CONFIG}",
         f"base={made}",
-        f"data={few_shapes}",
+        f"data={train_shapes}",
         f"out={out}",
         "fold=2",
         "workers=0",
