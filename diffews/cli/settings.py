@@ -190,6 +190,8 @@ class BaselinesConfig(ListKeys, ModelKeys):
     """
 
     runs: list[str] = key([], "folders of `diffews eval` to show in the same table")
+    names: list[str] = output_key(
+        [], "name of each run's row, in the same order; by default DiffewS and its shots")
     threads: int = speed_key(1, "CPU threads of the model", least=1)
     out: str | None = output_key(None, "JSON file for the table; none by default")
 
