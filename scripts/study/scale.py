@@ -24,35 +24,42 @@ from diffews.variants import Variant
 FACTOR = 8  # side of a picture over that of its latent
 
 
+def count_training(unet: DiffewsUNet, vae: AutoencoderKL, shots: int, size: int) -> list[float]:
+    """TFLOP of the VAE's encoding, of the step, and of the step with checkpointing."""
+    picture = torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta")
+    several = picture[:, None].expand(1, shots, 3, size, size)
+    batch = TrainingBatch([], [0], shots, picture, picture, several, several)
+    method, draws, shown = Variant.read(None).build(), [np.random.default_rng(0)], []
+    counts = [count_tflop(lambda: shown.append(encode_batch(batch, vae, method, draws, None)))]
+
+    text = torch.zeros(1, 77, unet.config.cross_attention_dim, device="meta")
+    step = TrainingStep(unet, text, method)
+    unet.disable_gradient_checkpointing()
+    counts.append(count_tflop(lambda: step(shown[0]).backward()))
+    unet.enable_gradient_checkpointing()
+    return [*counts, count_tflop(lambda: step(shown[0]).backward())]
+
+
+def count_decoder(decoder: AutoencoderKL | AutoencoderTiny, size: int) -> float:
+    """TFLOP of the pixel loss's decoding, forward and back."""
+    side = size // FACTOR
+    latents = torch.zeros(1, 4, side, side, device="meta", requires_grad=True)
+    return count_tflop(lambda: decode_latents(decoder, latents).sum().backward())
+
+
 def main(size: int = 512) -> None:
     """Prints the counts."""
-    method = Variant.read(None).build()
     with torch.device("meta"):
         unet = DiffewsUNet.from_config(SD21["unet"]).train()
         vae = AutoencoderKL.from_config(SD21["vae"]).eval().requires_grad_(False)
         small = AutoencoderTiny().eval().requires_grad_(False)
-        text = torch.zeros(1, 77, SD21["unet"]["cross_attention_dim"])
-        latents = torch.zeros(1, 4, size // FACTOR, size // FACTOR, requires_grad=True)
-    step = TrainingStep(unet, text, method)
 
     print("| shots | VAE encodes | step | step, checkpointing |\n|---|---|---|---|")
     for shots in (1, 4, 7):
-        picture = torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta")
-        several = picture[:, None].expand(1, shots, 3, size, size)
-        batch = TrainingBatch([], [0], shots, picture, picture, several, several)
-        shown = []
-        draws = [np.random.default_rng(0)]
-        counts = [count_tflop(lambda: shown.append(encode_batch(batch, vae, method, draws, None)))]
-        for checkpointing in (False, True):
-            if checkpointing:
-                unet.enable_gradient_checkpointing()
-            counts.append(count_tflop(lambda: step(shown[0]).backward()))
-        unet.disable_gradient_checkpointing()
+        counts = count_training(unet, vae, shots, size)
         print(f"| {shots} | " + " | ".join(f"{count:.2f}" for count in counts) + " |")
-
-    for name, decoder in (("base's", vae), ("small", small)):
-        count = count_tflop(lambda: decode_latents(decoder, latents).sum().backward())
-        print(f"pixel loss, {name} decoder: {count:.2f}")
+    print(f"pixel loss, base's decoder: {count_decoder(vae, size):.2f}")
+    print(f"pixel loss, small decoder: {count_decoder(small, size):.2f}")
 
 
 if __name__ == "__main__":
