@@ -225,7 +225,8 @@ class SegmentConfig(ModelKeys):
     query: list[str] = key(REQUIRED, "query picture(s), folders of them, or patterns: 'a/*.jpg'")
     recursive: bool = key(False, "look into sub-folders, too; they keep their place in out")
     classes: list[str] = key(
-        [], "name of each support's class, in the same order; several make a label map")
+        [], "name of each support's class, in the same order; several make a label map; a name "
+        "that holds a comma stands in double quotes")
     bank: list[str] = key(
         [], "support bank(s) of save_bank=, instead of support= and mask=; several: a label map")
     batch: int | str = speed_key(1, "queries computed at once, or auto", ("auto",), 1)
