@@ -206,7 +206,9 @@ def _parse(text: str, item: Field | None) -> Any:
     if kinds[0] is int and str in kinds and re.fullmatch(r"-?\d{1,18}", text):  # or a word: auto
         return int(text)
     if typing.get_origin(kinds[0]) is list:
-        return [word for word in text.split(",") if word]
+        # a comma inside double quotes is part of a name: classes='"cup, mug",plate'
+        words = re.findall(r'"([^"]*)"(?=,|$)|([^,]+)', text)
+        return [quoted or plain for quoted, plain in words if quoted or plain]
     return text
 
 

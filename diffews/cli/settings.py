@@ -172,6 +172,8 @@ class EvalConfig(ListKeys, ModelKeys):
     kv_sampling: int | None = model_key(
         None, "keep a random subset of the support's keys and values, as many as N shots have "
         "(paper, section 4.5)", least=1)
+    flips: bool = model_key(
+        False, "average each episode with its mirror image: twice the work, a little better")
     batch: int | str = rounding_key(
         1, "episodes computed at once, or auto; 1 is exact, more may flip pixels that sit on the "
         "threshold", ("auto",), 1)
@@ -207,7 +209,7 @@ class EvalConfig(ListKeys, ModelKeys):
         taken: dict[str, Any] = {
             "absent": False, "extra_metrics": False, "kv_sampling": None, "pictures": 0,
             "save_masks": False, "batch": 1, "relative_thresholds": [], "absolute_thresholds": [],
-            "episodes_file": None, "drawn_shots": None}
+            "episodes_file": None, "drawn_shots": None, "flips": False, "prompt": "mask"}
         other = [name for name, value in taken.items() if getattr(self, name) != value]
         if other:
             raise InputError(f"{other[0]}= has no meaning with protocol=fs_cs; leave it out")
@@ -222,6 +224,8 @@ class BaselinesConfig(ListKeys, ModelKeys):
     """
 
     runs: list[str] = key([], "folders of `diffews eval` to show in the same table")
+    names: list[str] = output_key(
+        [], "name of each run's row, in the same order; by default DiffewS and its shots")
     threads: int = speed_key(1, "CPU threads of the model", least=1)
     out: str | None = output_key(None, "JSON file for the table; none by default")
 
@@ -255,7 +259,8 @@ class SegmentConfig(ModelKeys):
     query: list[str] = key(REQUIRED, "query picture(s), folders of them, or patterns: 'a/*.jpg'")
     recursive: bool = key(False, "look into sub-folders, too; they keep their place in out")
     classes: list[str] = key(
-        [], "name of each support's class, in the same order; several make a label map")
+        [], "name of each support's class, in the same order; several make a label map; a name "
+        "that holds a comma stands in double quotes")
     bank: list[str] = key(
         [], "support bank(s) of save_bank=, instead of support= and mask=; several: a label map")
     presence: str = model_key("auto", PRESENCE_TEXT, PRESENCES)

@@ -91,7 +91,8 @@ def answer_group(
     thresholds: list[tuple[float, str]]
 ) -> Answer:
     """Segments and counts a group, and its negatives where it has any."""
-    found = segment_group(pipeline, group, config.shots, config.kv_sampling)
+    found = segment_group(
+        pipeline, group, config.shots, config.kv_sampling, config.flips)
     answer = count_group(found, group, thresholds)
     if group.negatives is None:
         return answer

@@ -64,6 +64,11 @@ class Group:
         shots = len(self.support_rgb) // len(self.indices)
         return slice(row * shots, (row + 1) * shots)
 
+    def mirrored(self) -> "Group":
+        """Returns the group with what the model is shown flipped left to right."""
+        shown = ("query_rgb", "support_rgb", "support_masks")
+        return dataclasses.replace(self, **{name: getattr(self, name).flip(-1) for name in shown})
+
     def pin_memory(self) -> "Group":
         """Returns the group in memory from which a GPU can copy while it computes."""
         pinned: dict[str, Any] = {
@@ -118,9 +123,9 @@ def read_group(
         names=[episode.query_name for episode in episodes])
 
 
-@torch.no_grad()
 def segment_group(
-    pipeline: DiffewsPipeline, group: Group, shots: int, kv_sampling: int | None = None
+    pipeline: DiffewsPipeline, group: Group, shots: int, kv_sampling: int | None = None,
+    flips: bool = False,
 ) -> Segmentation:
     """Encodes a group's support sets and segments its queries.
 
@@ -129,8 +134,20 @@ def segment_group(
         group: as `read_group` gives it.
         shots: supports of an episode.
         kv_sampling: keep only so many shots' worth of keys and values (paper, section 4.5).
+        flips: average the scores with those of the mirrored episode, for twice the work.
 
     """
+    found = _segment_group(pipeline, group, shots, kv_sampling)
+    if flips:
+        mirrored = _segment_group(pipeline, group.mirrored(), shots, kv_sampling)
+        found = found.averaged_with(mirrored.mirrored())
+    return found
+
+
+@torch.no_grad()
+def _segment_group(
+    pipeline: DiffewsPipeline, group: Group, shots: int, kv_sampling: int | None
+) -> Segmentation:
     device = pipeline._execution_device
     queries = to_pixels(group.query_rgb.to(device, non_blocking=True))
     supports = to_pixels(group.support_rgb.to(device, non_blocking=True))

@@ -153,6 +153,22 @@ class Segmentation:
                 "`diffews train-presence`, or leave it out")
         return replace(self, absent=self.presence < least)
 
+    def mirrored(self) -> "Segmentation":
+        """Returns the scores flipped left to right."""
+        return replace(self, rgb=self.rgb.flip(-1))
+
+    def averaged_with(self, other: "Segmentation") -> "Segmentation":
+        """Returns the mean of two answers to the same queries; finite where both are."""
+        import torch
+
+        flags = [part.finite for part in (self, other) if part.finite is not None]
+        finite = torch.stack(flags).all(0) if flags else None
+        presence = self.presence
+        if presence is not None and other.presence is not None:
+            presence = (presence + other.presence) / 2
+        return replace(
+            self, rgb=(self.rgb + other.rgb) / 2, finite=finite, presence=presence)
+
     def masks(self, threshold: float, rule: str) -> "Tensor":
         """Thresholds the scores -> bool [B, S, S]; see `scores_and_limit`."""
         scores, limits = self._limits(threshold, rule)

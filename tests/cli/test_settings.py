@@ -107,7 +107,7 @@ def test_an_identity_is_that_of_earlier_versions(identity):
         "weight_sha256 base_sha256 encoder_sha256 decoder_sha256 variant benchmark fold shots "
         "image_size list_sha256 objects_sha256 device dtype batch threads threshold threshold_rule "
         "channels_last compile low_memory tf32 kv_sampling denoising_steps ensemble extra_metrics "
-        "sweep prompt"
+        "sweep prompt flips"
     )
     assert set(identity(EvalConfig())) == set(names.split())
 
@@ -143,7 +143,7 @@ def test_a_key_that_says_so_does_not_count():
 def test_a_table_row_compares_what_changes_scores_but_for_what_a_fold_brings():
     names = (
         "image_size threshold threshold_rule dtype encoder_sha256 decoder_sha256 denoising_steps "
-        "ensemble kv_sampling prompt negatives fs_cs"
+        "ensemble kv_sampling prompt flips negatives fs_cs"
     )
     assert set(entries_of_scores(EvalConfig)) == {*names.split(), *BY_FOLD}
 

@@ -139,6 +139,20 @@ def test_sampling_keys_and_values_is_seeded(evaluate):
     assert (one / "episodes.jsonl").read_bytes() != (plain / "episodes.jsonl").read_bytes()
 
 
+def test_flips_are_the_mean_of_an_episode_and_its_mirror_image(evaluate, pipe, dataset):
+    both = evaluate("both", "flips=true", "episodes=2", "save_masks=true")
+    for index in range(2):
+        episode, scores = dataset[index], []
+        for step in (1, -1):
+            supports = np.ascontiguousarray(episode.support_images[..., ::step])
+            marks = np.ascontiguousarray(episode.support_masks[..., ::step])
+            query = np.ascontiguousarray(episode.query_image[..., ::step])[None]
+            bank = pipe.encode_support_pixels(torch.tensor(supports), torch.tensor(marks), 1)
+            scores.append(pipe.segment(torch.tensor(query), bank).rgb[0].numpy()[..., ::step])
+        mean = (scores[0] + scores[1]) / 2
+        assert (mask(both, index) == (mean.mean(0) > 0.25 * mean.max())).all()
+
+
 # ---- faster ----
 
 
