@@ -24,9 +24,10 @@ from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import (
     DEFAULT_THRESHOLD, base_folders, latent_factor, refuse_pickles, write_record)
 from diffews.models.hub import resolve
+from diffews.models.hashing import WeightsHash
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
-from diffews.models.weights import check_parts, hash_tensors, load_text, save_text
+from diffews.models.weights import check_parts, load_text, save_text
 from diffews.variants import Variant
 
 
@@ -87,7 +88,7 @@ class DiffewsPipeline(DiffusionPipeline):
         # the four objects that the paper's choices name, and what the multi-step ones take
         self.method = Variant.read(None if variant_keys is None else dict(variant_keys)).build()
         self.denoising_steps, self.ensemble = 10, 1
-        self._text_keys: TextKeys | None = None
+        self._weights_hash = WeightsHash()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Writes a weight dir and base in one: unet/, vae/, text.safetensors, model_index.json."""
@@ -113,16 +114,21 @@ class DiffewsPipeline(DiffusionPipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        # diffusers' own reads signatures anew, 2 ms a call
-        hook = getattr(self.unet, "_hf_hook", None)  # of an offloaded model
+        # diffusers' own, which offloaded models need, reads signatures anew, 2 ms a call
         own = self.unet.conv_in.weight.device
-        return torch.device(getattr(hook, "execution_device", None) or own)
+        return super()._execution_device if self.unet.is_managed else own
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The precision that the UNet computes in; its own property looks at every module."""
+        own = self.unet.conv_in.weight.dtype
+        return own if own.itemsize > 1 else self.unet.dtype
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encodes RGB [B, 3, H, W] in [-1, 1] -> scaled means of the posterior [B, 4, H/f, W/f]."""
         vae = self.encoder or self.vae
         latents = encode_latents(vae, pixels.to(self._execution_device, vae.dtype))
-        return latents.to(self.unet.conv_in.weight.dtype)
+        return latents.to(self._dtype)
 
     def encode_support_pixels(self, pixels: Tensor, masks: Tensor, shots: int) -> SupportBank:
         """Runs the support pass; the S supports of a set are neighbours.
@@ -209,14 +215,16 @@ class DiffewsPipeline(DiffusionPipeline):
         timestep = torch.tensor(TIMESTEP, device=self._execution_device)
         return self.method.interaction.prepare(self.unet, support, timestep, self._text(), shots)
 
-    def _text(self) -> TextKeys:
-        """The constant text condition, its keys and values computed once for a device and dtype."""
-        device, dtype = self._execution_device, self.unet.conv_in.weight.dtype
-        keys = self._text_keys
-        if keys is None or keys.embedding.device != device or keys.embedding.dtype != dtype:
-            with torch.no_grad():
-                keys = self._text_keys = self.unet.encode_text(self.text["eval"].to(device, dtype))
-        return keys
+    def _text(self) -> Tensor | TextKeys:
+        """The constant text condition, with its keys and values unless hooks hold the layers.
+
+        They are computed at every call, whatever happened to the weights: 1/200 of a query pass.
+        """
+        text = self.text["eval"].to(self._execution_device, self._dtype)
+        if self.unet.is_managed:
+            return text
+        with torch.no_grad():
+            return self.unet.encode_text(text)
 
     # ---- from pictures to masks: what people use ----
 
@@ -377,7 +385,8 @@ class DiffewsPipeline(DiffusionPipeline):
         self.unet.check_bank(bank)
         return bank.to(dtype=self.unet.dtype)
 
-    @functools.cached_property
+    @property
     def weights_sha256(self) -> str:
         """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
-        return hash_tensors(self.unet, self.encoder or self.vae, text=self.text["eval"])
+        modules = (self.unet, self.encoder or self.vae)
+        return self._weights_hash.read(modules, self.text["eval"])

@@ -21,18 +21,12 @@ class SupportBank:
     """Keys and values that every self-attention layer computed for a batch of support sets.
 
     Shapes: B support sets, S shots in each, N tokens of a layer, C channels of a layer.
-    A bank is a value: all methods but `record` leave it as it is and return a new one.
-    visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; None shows all.
-    last: the layer that records last; its attention is left out, since nobody reads the rest of
-    the support pass.
+    A bank is a value: its methods leave it as it is and return a new one.
     """
 
     def __init__(
-            self, shots: int, layers: dict[str, tuple[Tensor, ...]] | None = None,
-            visible: Tensor | None = None, last: str | None = None) -> None:
-        self.last = last
+            self, shots: int, layers: dict[str, tuple[Tensor, ...]] | None = None) -> None:
         self.shots = shots
-        self._visible = visible
         # name -> key, value [B, S*N, C] and, if any token is hidden, seen [B, S*N, 1]
         self._layers = dict(layers or {})
 
@@ -56,17 +50,6 @@ class SupportBank:
     def nbytes(self) -> int:
         """Bytes that the keys and values take."""
         return sum(tensor.nbytes for tensors in self._layers.values() for tensor in tensors)
-
-    def record(self, layer: str, key: Tensor, value: Tensor) -> None:
-        """Keeps key and value of a layer, each [B*S, N, C]; the shots of one set are neighbours."""
-        if layer in self._layers:  # gradient checkpointing runs the pass again, in backward
-            return
-        tensors = [key, value]
-        if self._visible is not None:
-            tensors.append(visible_tokens(self._visible, key.shape[1]).to(key.dtype))
-        batch = key.shape[0] // self.shots
-        self._layers[layer] = tuple(
-            tensor.reshape(batch, -1, tensor.shape[-1]) for tensor in tensors)
 
     def extend(self, layer: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Appends the support tokens to a query's key and value: [B, N, C] -> [B, N + S*N, C]."""
@@ -191,6 +174,39 @@ class SupportBank:
         return SupportBank(self.shots, layers)
 
 
+class BankRecorder:
+    """Takes what the layers of a support pass compute; `bank` is the value that they make.
+
+    It has no `.to`: the hooks of offloaded models call that on every argument, and would record
+    into a copy.
+    visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; None shows all.
+    last: the layer that records last; its attention is left out, since nobody reads the rest of
+    the support pass.
+    """
+
+    def __init__(
+            self, shots: int, visible: Tensor | None = None, last: str | None = None) -> None:
+        self.shots, self.last = shots, last
+        self._visible = visible
+        self._layers: dict[str, tuple[Tensor, ...]] = {}
+
+    def record(self, layer: str, key: Tensor, value: Tensor) -> None:
+        """Keeps key and value of a layer, each [B*S, N, C]; the shots of one set are neighbours."""
+        if layer in self._layers:  # gradient checkpointing runs the pass again, in backward
+            return
+        tensors = [key, value]
+        if self._visible is not None:
+            tensors.append(visible_tokens(self._visible, key.shape[1]).to(key))
+        batch = key.shape[0] // self.shots
+        self._layers[layer] = tuple(
+            tensor.reshape(batch, -1, tensor.shape[-1]) for tensor in tensors)
+
+    @property
+    def bank(self) -> SupportBank:
+        """What was recorded so far."""
+        return SupportBank(self.shots, self._layers)
+
+
 _PARTS = ("key", "value", "seen")  # of a layer, in a bank's file
 
 
@@ -282,20 +298,27 @@ class BankAttnProcessor:
     def __call__(
             self, attn: Attention, hidden_states: Tensor,
             encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None,
-            temb: Tensor | None = None, record_to: SupportBank | None = None,
+            temb: Tensor | None = None, record_to: BankRecorder | None = None,
             read_from: SupportBank | None = None, joint: JointPass | None = None,
             text_keys: TextKeys | None = None, text_seen: Tensor | None = None) -> Tensor:
         """Attends as diffusers' processors do: [B, N, C] -> [B, N, C].
 
         encoder_hidden_states: text [B, T, C] in cross-attention, None in self-attention.
+        attention_mask: what the plain forward adds to the scores, [B, 1, tokens]; None: nothing.
         record_to, read_from, joint: what self-attention does beside attending to itself.
         text_keys: keys and values of a constant text. text_seen: bool [B, 1, 1, T]; None for all.
         """
         query = attn.to_q(hidden_states)  # [B, N, C]
 
+        # the plain forward's mask, for every head: [B, heads, 1 or N, tokens]
+        if attention_mask is not None:
+            keyed = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            attention_mask = attn.prepare_attention_mask(
+                attention_mask, keyed.shape[1], len(query), out_dim=4)
+
         # cross-attention: the text, whose keys may be known already
         if encoder_hidden_states is not None:
-            attention_mask = text_seen
+            attention_mask = text_seen if text_seen is not None else attention_mask
             if text_keys is not None:
                 rows = query.shape[0]  # with len(), an export would fix the batch
                 key, value = (x.expand(rows, -1, -1) for x in text_keys.layers[self.layer])
