@@ -11,6 +11,7 @@ from typing import Any
 from diffews.cli.keys import (
     BYTES, CHECKOUT, REQUIRED, data_key, key, list_key, model_key, output_key, rounding_key,
     speed_key, training_key)
+from diffews.cli.label_settings import LabelKeys
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.data.weak_masks import PROMPTS
 from diffews.errors import InputError
@@ -210,11 +211,12 @@ class EpisodesConfig(ListKeys):
 
 
 @dataclass(frozen=True)
-class SegmentConfig(ModelKeys):
+class SegmentConfig(LabelKeys, ModelKeys):
     """Segment pictures of your own: what the support's mask marks, in each query.
 
     diffews segment weight=weight/incontext support=cat.jpg mask=cat.png query=photos
     diffews segment weight=weight/incontext bank=cat.safetensors query=a.jpg,b.jpg out=masks
+    diffews segment weight=weight/incontext bank=cat.safetensors query=photos format=coco,yolo
     """
 
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")
