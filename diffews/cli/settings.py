@@ -215,8 +215,7 @@ class SegmentConfig(LabelKeys, ModelKeys):
     """Segment pictures of your own: what the support's mask marks, in each query.
 
     diffews segment weight=weight/incontext support=cat.jpg mask=cat.png query=photos
-    diffews segment weight=weight/incontext bank=cat.safetensors query=a.jpg,b.jpg out=masks
-    diffews segment weight=weight/incontext bank=cat.safetensors query=photos format=coco,yolo
+    diffews segment weight=weight/incontext bank=cat.safetensors query=a.jpg,b.jpg format=coco,yolo
     """
 
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")
