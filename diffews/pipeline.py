@@ -22,13 +22,13 @@ from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import (
     DEFAULT_THRESHOLD, PRESENCE, base_folders, find_weights, latent_factor, refuse_pickles,
-    weight_files, write_record)
+    write_record)
 from diffews.models.hub import resolve
+from diffews.models.hashing import WeightsHash
 from diffews.models.presence import NoPresence, open_presence
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
-from diffews.models.weights import check_parts, hash_tensors, load_text, save_text
-from diffews.runtime.files import hash_files
+from diffews.models.weights import check_parts, load_text, save_text
 from diffews.variants import Variant
 
 
@@ -75,7 +75,7 @@ class DiffewsPipeline(DiffusionPipeline):
         self.method = Variant.read(None if variant_keys is None else dict(variant_keys)).build()
         self.denoising_steps, self.ensemble = 10, 1
         self.presence = NoPresence()  # or who is asked whether the class is there at all
-        self._text_keys: TextKeys | None = None
+        self._weights_hash = WeightsHash()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Writes a weight dir and base in one: unet/, vae/, text.safetensors, model_index.json."""
@@ -87,7 +87,7 @@ class DiffewsPipeline(DiffusionPipeline):
         if keys is not None:
             record["variant"] = dict(keys)
         write_record(folder, folder, record)
-        self.presence.save(folder / PRESENCE, hash_files(weight_files(folder / "unet")))
+        self.presence.save(folder / PRESENCE, folder / "unet")
 
     @classmethod
     def from_pretrained(
@@ -104,16 +104,21 @@ class DiffewsPipeline(DiffusionPipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        # diffusers' own reads signatures anew, 2 ms a call
-        hook = getattr(self.unet, "_hf_hook", None)  # of an offloaded model
+        # diffusers' own, which offloaded models need, reads signatures anew, 2 ms a call
         own = self.unet.conv_in.weight.device
-        return torch.device(getattr(hook, "execution_device", None) or own)
+        return super()._execution_device if self.unet.is_managed else own
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The precision that the UNet computes in; its own property looks at every module."""
+        own = self.unet.conv_in.weight.dtype
+        return own if own.itemsize > 1 else self.unet.dtype
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encodes RGB [B, 3, H, W] in [-1, 1] -> scaled means of the posterior [B, 4, H/f, W/f]."""
         vae = self.encoder or self.vae
         latents = encode_latents(vae, pixels.to(self._execution_device, vae.dtype))
-        return latents.to(self.unet.conv_in.weight.dtype)
+        return latents.to(self._dtype)
 
     def encode_support_pixels(self, pixels: Tensor, masks: Tensor, shots: int) -> SupportBank:
         """Runs the support pass; the S supports of a set are neighbours.
@@ -209,18 +214,19 @@ class DiffewsPipeline(DiffusionPipeline):
     def _prepare(self, features: Sequence[Tensor], masks: Tensor, shots: int) -> SupportBank:
         support = self.method.injection.join(features, masks)
         timestep = torch.tensor(TIMESTEP, device=self._execution_device)
-        bank = self.method.interaction.prepare(
-            self.unet, support, timestep, self._text(), shots)
+        bank = self.method.interaction.prepare(self.unet, support, timestep, self._text(), shots)
         return self.presence.sign(bank, masks)
 
-    def _text(self) -> TextKeys:
-        """The constant text condition, its keys and values computed once for a device and dtype."""
-        device, dtype = self._execution_device, self.unet.conv_in.weight.dtype
-        keys = self._text_keys
-        if keys is None or keys.embedding.device != device or keys.embedding.dtype != dtype:
-            with torch.no_grad():
-                keys = self._text_keys = self.unet.encode_text(self.text["eval"].to(device, dtype))
-        return keys
+    def _text(self) -> Tensor | TextKeys:
+        """The constant text condition, with its keys and values unless hooks hold the layers.
+
+        They are computed at every call, whatever happened to the weights: 1/200 of a query pass.
+        """
+        text = self.text["eval"].to(self._execution_device, self._dtype)
+        if self.unet.is_managed:
+            return text
+        with torch.no_grad():
+            return self.unet.encode_text(text)
 
     # ---- from pictures to masks: what people use ----
 
@@ -306,10 +312,7 @@ class DiffewsPipeline(DiffusionPipeline):
             named = [f"query {start + row}" for row in range(len(shapes))]
             answer = self.segment(pixels, part).check(named).gate(min_presence)
             found = answer.at_sizes(shapes, threshold, threshold_rule)
-            output.masks += [mask for mask, _ in found]
-            output.scores += [score for _, score in found]
-            if answer.presence is not None:
-                output.presence = [*(output.presence or []), *answer.presence.tolist()]
+            output.add(found, answer.presence)
         return output
 
     @torch.no_grad()
@@ -333,8 +336,7 @@ class DiffewsPipeline(DiffusionPipeline):
         Args:
             queries: as the call takes them.
             banks: 1 to 255, each of one support set of one class.
-            threshold, threshold_rule, image_size, own_size, batch, min_presence: as the call takes
-                them; the last leaves out classes that are not there.
+            threshold, threshold_rule, image_size, own_size, batch, min_presence: as there.
 
         """
         size = self._check_size(image_size)
@@ -362,9 +364,7 @@ class DiffewsPipeline(DiffusionPipeline):
                 for row, (mask, score) in enumerate(found):
                     wins = mask & (score > best[row])
                     labels[row][wins], best[row][wins] = number, score[wins]
-            maps += labels
-            if (known := [tensor for tensor in sure if tensor is not None]):
-                maps.presence = [*(maps.presence or []), *torch.stack(known, 1).tolist()]
+            maps.add(labels, sure)
         return maps
 
     def _check_size(self, image_size: int | None) -> int:
@@ -393,7 +393,8 @@ class DiffewsPipeline(DiffusionPipeline):
         self.unet.check_bank(bank)
         return bank.to(dtype=self.unet.dtype)
 
-    @functools.cached_property
+    @property
     def weights_sha256(self) -> str:
         """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
-        return hash_tensors(self.unet, self.encoder or self.vae, text=self.text["eval"])
+        modules = (self.unet, self.encoder or self.vae)
+        return self._weights_hash.read(modules, self.text["eval"])

@@ -42,6 +42,13 @@ TINY_UNET = {
     "upcast_attention": True,
 }
 
+SMALL_VAE = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 2,
+}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -193,6 +200,24 @@ def unet() -> "DiffewsUNet":
 @pytest.fixture(scope="session")
 def tiny_unet_config() -> dict:
     return TINY_UNET
+
+
+@pytest.fixture(scope="session")
+def small_pipe() -> Callable[..., "DiffewsPipeline"]:
+    """small_pipe(seed): a pipeline of random weights at 32 px, a new one at every call."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from diffews import DiffewsPipeline, DiffewsUNet
+
+    def make(seed: int = 0, **keys: Any) -> "DiffewsPipeline":
+        torch.manual_seed(seed)
+        unet = DiffewsUNet(**TINY_UNET).eval().requires_grad_(False)
+        vae = AutoencoderKL(**SMALL_VAE).eval().requires_grad_(False)
+        text = {"eval": torch.randn(1, 2, 24), "train": torch.randn(1, 77, 24)}
+        return DiffewsPipeline(unet, vae, text, image_size=32, **keys)
+
+    return make
 
 
 # ---- pictures ----

@@ -152,10 +152,15 @@ def run_segment(config: SegmentConfig) -> int:
     config = replace(config, image_size=source.image_size(config.image_size),
                      threshold=source.threshold(config.threshold))
 
+    from diffews.evaluation.labels.results import label_results
+
     with one_writer(Path(config.out)):
         count = segment(config, source, queries)
+        labelled = label_results(config, queries)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
+    if labelled:
+        print(labelled)
     return 1 if queries.unreadable else 0
 
 

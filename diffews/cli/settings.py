@@ -10,6 +10,7 @@ from typing import Any
 
 from diffews.cli.keys import (
     BYTES, CHECKOUT, REQUIRED, key, list_key, model_key, output_key, rounding_key, speed_key)
+from diffews.cli.label_settings import LabelKeys
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.data.weak_masks import PROMPTS
 from diffews.errors import InputError
@@ -244,11 +245,11 @@ class EpisodesConfig(ListKeys):
 
 
 @dataclass(frozen=True)
-class SegmentConfig(ModelKeys):
+class SegmentConfig(LabelKeys, ModelKeys):
     """Segment pictures of your own: what the support's mask marks, in each query.
 
     diffews segment weight=weight/incontext support=cat.jpg mask=cat.png query=photos
-    diffews segment weight=weight/incontext bank=cat.safetensors query=a.jpg,b.jpg out=masks
+    diffews segment weight=weight/incontext bank=cat.safetensors query=a.jpg,b.jpg format=coco,yolo
     """
 
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from diffews.errors import InputError, printable
 from diffews.evaluation.presence_list import PresenceList
-from diffews.evaluation.queries import Queries, Query
+from diffews.evaluation.queries import Queries, Query, class_names
 from diffews.images.drawn_masks import Pick
 from diffews.images.files import open_image
 from diffews.images.masks import GATE, shrink_mask
@@ -62,11 +62,14 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
     device, out = pick_device(config.device), Path(config.out)
 
     # what is done already, and what a killed run had begun
-    several = len(set(config.classes)) > 1 or len(config.bank) > 1
+    several = len(class_names(config)) > 1
     kind, white = ("labels", 1) if several else ("mask", 255)
     made_with = hash_settings(config, source)
-    places = {query: (out / f"{query.name}_{kind}.png", out / f"{query.name}_overlay.jpg")
+    places = {query: [out / f"{query.name}_{kind}.png", out / f"{query.name}_overlay.jpg"]
               for query in queries.found}
+    if "scores" in config.format:
+        for query, files in places.items():
+            files.append(out / "scores" / f"{query.name}.png")
     for partial in {p for files in places.values() for p in files[0].parent.glob(".*.partial")}:
         partial.unlink(missing_ok=True)
     todo = list(queries.found) if config.overwrite else _not_done(places, made_with, queries)
@@ -114,22 +117,25 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
                 continue
             images = [image for _, image in opened]
             found: list[np.ndarray]
+            scores: list[np.ndarray] = []
             if several:
                 found = maps = pipeline.label(
                     images, list(banks.values()), batch=len(images), **settings)
                 sure = maps.presence
             else:
                 output = pipeline(images, first, batch=len(images), **settings)
-                found, alone = output.masks, output.presence
+                found, alone, scores = output.masks, output.presence, output.scores
                 sure = None if alone is None else [[share] for share in alone]
             if sure:
                 list_presence(listed, [query for query, _ in opened], list(banks), sure, found)
 
             # the mask comes last: where it is, all is
-            for (query, image), mask in zip(opened, found, strict=True):
+            for row, ((query, image), mask) in enumerate(zip(opened, found, strict=True)):
+                made = made_with + hash_files([query.file])
                 save_image(places[query][1], overlay(np.array(image), mask))
-                write_atomic(places[query][0], _encode_mask(
-                    mask.astype(np.uint8) * white, made_with + hash_files([query.file])))
+                for file in places[query][2:]:
+                    write_atomic(file, _encode_mask(np.rint(scores[row] * 65535), made, np.uint16))
+                write_atomic(places[query][0], _encode_mask(mask * white, made))
                 written += 1
     listed.close()
     return written
@@ -197,7 +203,7 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
 
 
 def _not_done(
-    places: dict[Query, tuple[Path, Path]], made_with: str, queries: Queries
+    places: dict[Query, list[Path]], made_with: str, queries: Queries
 ) -> list[Query]:
     """Returns the queries whose results are missing, or are of other settings."""
     todo, other = [], 0
@@ -208,6 +214,8 @@ def _not_done(
         try:
             found = open_image(files[0]).info.get(SETTINGS)
             wanted = made_with + hash_files([query.file])
+            if found == wanted and len(files) > 2:  # scores may be of an earlier run
+                found = open_image(files[2]).info.get(SETTINGS, "")
         except InputError:
             found, wanted = "", made_with  # a mask that is broken is made again
         if found is None:
@@ -247,9 +255,9 @@ def _open_mask(
     return mask
 
 
-def _encode_mask(mask: np.ndarray, made_with: str) -> bytes:
-    """Encodes a mask as PNG that says what it was made with."""
+def _encode_mask(mask: np.ndarray, made_with: str, dtype: type = np.uint8) -> bytes:
+    """Encodes a mask, or scores, as PNG that says what it was made with."""
     text, file = PngImagePlugin.PngInfo(), io.BytesIO()
     text.add_text(SETTINGS, made_with)
-    Image.fromarray(mask).save(file, "PNG", pnginfo=text, compress_level=1)
+    Image.fromarray(mask.astype(dtype)).save(file, "PNG", pnginfo=text, compress_level=1)
     return file.getvalue()

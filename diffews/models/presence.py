@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from diffews.errors import InputError, refuse
-from diffews.models.attention import ListeningBank, SupportBank
+from diffews.models.attention import SupportBank
 from diffews.models.find import PRESENCE, WeightDir, weight_files
 from diffews.models.signature import (
-    OUTLINE, STATISTICS, Signature, compare, compare_outlines, sign, statistics)
+    OUTLINE, STATISTICS, ListeningBank, Signature, compare, compare_outlines, sign, statistics)
 from diffews.runtime.files import hash_files, read_json, write_atomic
 from diffews.runtime.finite import check_finite
 
@@ -152,8 +152,8 @@ class NoPresence:
         """
         return found
 
-    def save(self, folder: Path, weight_sha256: str) -> None:
-        """Writes the head, if there is one, for weights of this hash."""
+    def save(self, folder: Path, unet: Path) -> None:
+        """Writes the head, if there is one, for the weights that lie in the folder `unet`."""
 
 
 class Presence(NoPresence):
@@ -217,12 +217,12 @@ class HeadPresence(Presence):
         again = encode_again(masks).signature if self.kind == "full" else None
         return self.head.inputs(bank.signature, own, again, statistics(found.rgb, masks))
 
-    def save(self, folder: Path, weight_sha256: str) -> None:
-        """Writes the head and what was recorded of it, for weights of this hash."""
+    def save(self, folder: Path, unet: Path) -> None:
+        """Writes the head, its record, and the hash of the weights in `unet`."""
         head, record = self.head, {
             **self.record, "format": FORMAT, "kind": self.kind,
             "heads": self.head.heads, "inputs": len(self.head.mean),
-            "hidden": self.head.hidden, "weight_sha256": weight_sha256}
+            "hidden": self.head.hidden, "weight_sha256": hash_files(weight_files(unet))}
         tensors = {name: tensor.half().contiguous() for name, tensor in head.state_dict().items()}
         check_finite(tensors.items(), f"{folder}, not written")
         write_atomic(folder / HEAD_FILE, save(tensors))

@@ -1,10 +1,12 @@
 """What tells a presence head a picture with its mask from another: pooled layers, and outlines."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from diffews.models.attention import SupportBank
 
 # the outline: Gaussian bumps over the radius, in standard deviations of the mask, and turns
 RADII, WIDTH, TURNS = (0.4, 1.0, 1.6, 2.2), 0.35, 7
@@ -98,6 +100,28 @@ def statistics(rgb: Tensor, masks: Tensor) -> Tensor:
     highest = scores.topk(max(1, scores.shape[1] // 50), dim=1).values
     mean = (scores * inside).sum(1) / inside.sum(1).clamp_min(1)
     return torch.stack([highest[:, 0], highest.mean(1), mean, inside.mean(1)], dim=1)
+
+
+class ListeningBank(SupportBank):
+    """A bank that also keeps what the layers of the queries that read it computed themselves.
+
+    heard: name -> key, value [B, N, C], of the last pass.
+    """
+
+    def __init__(self, bank: SupportBank) -> None:
+        super().__init__(bank.shots, bank._layers, bank.signature)
+        self.heard: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps the query's own key and value, and appends the support's; see `SupportBank`."""
+        self.heard[layer] = key, value
+        return super().extend(layer, key, value)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "ListeningBank":
+        # hooks of offloaded models move every argument: what the copy hears is heard here
+        moved = ListeningBank(super()._map(function))
+        moved.heard = self.heard
+        return moved
 
 
 # ---- what is compared ----

@@ -1,6 +1,5 @@
 """Loads weights, strictly: a tensor too many, too few or of another shape is an InputError."""
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -252,17 +251,6 @@ def empty_prompt_ids(base: Path) -> dict[str, list[int]]:
     return {
         "eval": tokenizer("", padding="do_not_pad").input_ids,
         "train": tokenizer("", padding="max_length", max_length=77).input_ids}
-
-
-def hash_tensors(*modules: torch.nn.Module, text: Tensor) -> str:
-    """Returns the sha256 of the modules' tensors in their precision here, and of the text."""
-    digest = sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            values = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-            digest.update(name.encode() + values.tobytes())
-    digest.update(text.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from diffews.models.presence import open_presence
 from diffews.models.weights import (
     encode_empty_prompt, load_text, load_unet, load_vae, save_text, start_unet)
 from diffews.pipeline import DiffewsPipeline
-from diffews.runtime.files import check_new, hash_files, new_folder, write_atomic
+from diffews.runtime.files import check_new, new_folder, write_atomic
 
 COPIED = ("text_encoder", "tokenizer")  # the reference's own code reads these of a base
 
@@ -77,7 +77,7 @@ def export_weights(
 
         # a presence head goes along, and is from now on that of the weights as written
         presence = open_presence(source, "auto", unet)
-        presence.save(folder / PRESENCE, hash_files(weight_files(folder / "unet" / "unet")))
+        presence.save(folder / PRESENCE, folder / "unet" / "unet")
         if not include_base:
             place = str(source.base.resolve())
             write_record(folder, out, {**source.record, "base": place, "base_path": place})

@@ -96,7 +96,7 @@ def train_presence(
     if out.resolve() != source.path.resolve():
         hand_on_weights(source, out)
     with new_folder(out / PRESENCE) as folder:
-        HeadPresence(head, record).save(folder, sha256["weight_sha256"])
+        HeadPresence(head, record).save(folder, source.unet)
     shutil.rmtree(out / WORK)
     return record
 

@@ -235,7 +235,9 @@ def with_head(own_weight, base, pipe):
     head = make_head(pipe.unet, "fast")
     head.start()
     sha256 = hash_weights(find_weights(own_weight, base))["weight_sha256"]
-    HeadPresence(head, {"seen": ["dog"], "fold": 0}).save(own_weight / "presence", sha256)
+    HeadPresence(head, {"seen": ["dog"], "fold": 0}).save(
+        own_weight / "presence", find_weights(own_weight, base).unet
+    )
     return own_weight
 
 
