@@ -38,7 +38,7 @@ def baselines_table(
         InputError: for a run of other classes or queries, or names that are not one a run.
 
     """
-    names = config.names or [None] * len(config.runs)
+    names: list[str | None] = [*config.names] or [None] * len(config.runs)
     if len(names) != len(config.runs):
         raise InputError(f"names= has {len(names)} names for {len(config.runs)} runs; name each")
     rows = [_run_row(Path(run), name, dataset)

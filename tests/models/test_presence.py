@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffews import DiffewsPipeline, InputError, load_pipeline
-from diffews.models.find import find_weights, hash_weights
+from diffews.models.find import find_weights
 from diffews.models.presence import (
     CosinePresence,
     HeadPresence,
@@ -234,10 +234,8 @@ def with_head(own_weight, base, pipe):
     torch.manual_seed(0)
     head = make_head(pipe.unet, "fast")
     head.start()
-    sha256 = hash_weights(find_weights(own_weight, base))["weight_sha256"]
-    HeadPresence(head, {"seen": ["dog"], "fold": 0}).save(
-        own_weight / "presence", find_weights(own_weight, base).unet
-    )
+    unet = find_weights(own_weight, base).unet
+    HeadPresence(head, {"seen": ["dog"], "fold": 0}).save(own_weight / "presence", unet)
     return own_weight
 
 
