@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from diffews import DiffewsPipeline, DiffewsUNet, InputError, load_pipeline
+from diffews.cli.keys import CHECKOUT
 from diffews.models.find import (
     DEFAULT_BASE,
     RECORD,
@@ -486,3 +487,17 @@ def test_a_saved_pipeline_is_a_weight_dir_and_a_base_in_one(pipe, tmp_path):
     assert_same_weights(again.unet, pipe.unet)
     assert_same_weights(again.vae, pipe.vae)
     assert torch.equal(again.text["train"], pipe.text["train"])
+
+
+# ---- what ships ----
+
+
+@pytest.mark.parametrize("fold", range(4))
+@pytest.mark.parametrize(("kind", "threshold"), [("shapes", 0.25), ("plus", 0.5)])
+def test_the_shipped_weights_say_what_they_are(kind, threshold, fold):
+    folder = CHECKOUT / "weight" / "tiny" / f"{kind}_fold{fold}"
+    source = find_weights(folder)
+    assert (source.record["fold"], source.threshold()) == (fold, threshold)
+    assert source.base.samefile(folder.parent / "base")
+    for file in folder.rglob("*.json"):  # nothing of the machine on which they were made
+        assert '"/' not in file.read_text()
