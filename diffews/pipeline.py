@@ -6,47 +6,32 @@ and give masks at their own size; `encode_support_pixels` and `segment` do the w
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from diffews.errors import InputError
 from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_supports
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
+from diffews.images.output import DiffewsOutput as DiffewsOutput, check_output_type
 from diffews.models.attention import SupportBank, TextKeys
-from diffews.models.find import (
-    DEFAULT_THRESHOLD, base_folders, latent_factor, refuse_pickles, write_record)
-from diffews.models.hub import resolve
+from diffews.models.find import DEFAULT_THRESHOLD, latent_factor
 from diffews.models.hashing import WeightsHash
+from diffews.models.saved import SavedPipeline
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
-from diffews.models.weights import check_parts, load_text, save_text
+from diffews.models.weights import check_parts
 from diffews.variants import Variant
+from diffews.variants.generation import draw_seeds
 
 
-@dataclass
-class DiffewsOutput(BaseOutput):
-    """What the pipeline says of each query, at the query's own size unless another is asked for.
-
-    Attributes:
-        masks: list of bool arrays (H_i, W_i).
-        scores: list of float32 arrays (H_i, W_i) in [0, 1], the mean over RGB of the decoded
-            picture, before the threshold.
-
-    """
-
-    masks: list[np.ndarray]
-    scores: list[np.ndarray]
-
-
-class DiffewsPipeline(DiffusionPipeline):
+class DiffewsPipeline(SavedPipeline):
     """Segments in a query what the mask marks in one or more support images (arXiv:2410.02369).
 
     Args:
@@ -89,26 +74,6 @@ class DiffewsPipeline(DiffusionPipeline):
         self.method = Variant.read(None if variant_keys is None else dict(variant_keys)).build()
         self.denoising_steps, self.ensemble = 10, 1
         self._weights_hash = WeightsHash()
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes a weight dir and base in one: unet/, vae/, text.safetensors, model_index.json."""
-        super().save_pretrained(save_directory, **kwargs)
-        folder, keys = Path(save_directory), self.config.variant_keys
-        save_text(self.text, folder)
-
-        record = {"base": str(folder), **{k: self.config[k] for k in ("image_size", "threshold")}}
-        if keys is not None:
-            record["variant"] = dict(keys)
-        write_record(folder, folder, record)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
-    ) -> "DiffewsPipeline":
-        """Loads what `save_pretrained` wrote, from a folder or hub:owner/name; no pickles."""
-        folder = resolve(str(pretrained_model_name_or_path), ("*",))
-        refuse_pickles(folder / "unet", *base_folders(folder))
-        return super().from_pretrained(str(folder), text=load_text(folder), **kwargs)
 
     # ---- from tensors to tensors: what evaluation uses, and the other door calls ----
 
@@ -184,7 +149,8 @@ class DiffewsPipeline(DiffusionPipeline):
         return latents[:batch], self._prepare(features, masks, shots)
 
     def segment(
-        self, pixels: Tensor, bank: SupportBank, latents: Tensor | None = None
+        self, pixels: Tensor, bank: SupportBank, latents: Tensor | None = None,
+        steps: int | None = None, seeds: Sequence[int] | None = None,
     ) -> Segmentation:
         """Runs the query pass and decodes its answer.
 
@@ -192,8 +158,10 @@ class DiffewsPipeline(DiffusionPipeline):
             pixels: queries [B, 3, S, S] in [-1, 1].
             bank: B support sets, or one for all.
             latents: [B, 4, h, w], if the queries are encoded already.
+            steps, seeds: of multi-step generations; by default the pipeline's, and one noise.
 
         """
+        steps = self.denoising_steps if steps is None else steps
         latents = self.encode_images(pixels) if latents is None else latents
         interaction, generation = self.method.interaction, self.method.generation
         predict = functools.partial(interaction.segment, self.unet, text=self._text(), state=bank)
@@ -201,7 +169,7 @@ class DiffewsPipeline(DiffusionPipeline):
         # one member, unless answers to different noise are averaged
         vae, decoded = self.decoder or self.vae, []
         for member in range(self.ensemble):
-            answer = generation.sample(predict, latents, self.denoising_steps, member)
+            answer = generation.sample(predict, latents, steps, member, seeds)
             decoded.append(decode_latents(vae, answer.to(vae.dtype)))
         mean = torch.stack(decoded).mean(0)
         rgb = quantize(mean)  # [B, 3, S, S] uint8
@@ -272,6 +240,10 @@ class DiffewsPipeline(DiffusionPipeline):
         image_size: int | None = None,
         own_size: bool = True,
         batch: int = 1,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
     ) -> DiffewsOutput:
         """Segments one or more queries.
 
@@ -285,8 +257,17 @@ class DiffewsPipeline(DiffusionPipeline):
             image_size: side in pixels to work at; the pipeline's own by default.
             own_size: give masks at each query's own size; else at (image_size, image_size).
             batch: queries computed at once; 1 is exact, more may flip pixels on the threshold.
+            num_inference_steps: denoising steps of weights with a multi-step generation; others
+                refuse it.
+            generator: draws the noise of multi-step generations that start from it, for each
+                query its own; or a list of them, one a query. By default all start from the same.
+            output_type: masks and scores as arrays ("np"), tensors ("pt") or PIL images ("pil").
+            return_dict: give a DiffewsOutput; else the tuple of what it holds.
 
         """
+        check_output_type(output_type)
+        if num_inference_steps is not None:
+            self.method.generation.check_steps(num_inference_steps)
         size = self._check_size(image_size)
         threshold = self._check_call(threshold, threshold_rule, batch)
         if (bank is None) == (support_images is None):
@@ -299,6 +280,7 @@ class DiffewsPipeline(DiffusionPipeline):
         if bank.batch not in (1, len(images)):
             raise InputError(f"{len(images)} queries for a bank of {bank.batch} support sets; "
                              "give one set, or one each")
+        seeds = draw_seeds(generator, len(images))
 
         output = DiffewsOutput(masks=[], scores=[])
         for start in range(0, len(images), batch):
@@ -306,11 +288,15 @@ class DiffewsPipeline(DiffusionPipeline):
             pixels = torch.tensor(arrays)
             part = bank if bank.batch == 1 else bank[start : start + batch]
             named = [f"query {start + row}" for row in range(len(shapes))]
-            answer = self.segment(pixels, part).check(named)
+            own = None if seeds is None else seeds[start : start + batch]
+            answer = self.segment(pixels, part, None, num_inference_steps, own).check(named)
             found = answer.at_sizes(shapes, threshold, threshold_rule)
             output.masks += [mask for mask, _ in found]
             output.scores += [score for _, score in found]
-        return output
+        if self.unet.is_managed:
+            self.maybe_free_model_hooks()
+        given = output.as_type(output_type)
+        return given if return_dict else given.to_tuple()
 
     @torch.no_grad()
     def label(
@@ -390,3 +376,7 @@ class DiffewsPipeline(DiffusionPipeline):
         """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
         modules = (self.unet, self.encoder or self.vae)
         return self._weights_hash.read(modules, self.text["eval"])
+
+
+# where DiffusionPipeline.from_pretrained looks for the class that model_index.json names
+diffusers.DiffewsPipeline = DiffewsPipeline

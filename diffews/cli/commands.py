@@ -41,13 +41,14 @@ def run_eval(config: EvalConfig) -> None:
     """Evaluates, and prints the IoU of each class and the mean."""
     source, fold, dataset = open_evaluation(config)
     name = f"{config.benchmark}_fold{fold}_{config.shots}shot"
-    out = Path(config.out or Path("results") / source.path.name / name)
+    out = Path(config.out or Path("results") / source.name / name)
 
     from accelerate import PartialState
     from diffews.evaluation.evaluate import evaluate, result_file
 
     # the result names the weights that were taken, the shipped ones, too
-    result = evaluate(replace(config, weight=str(source.path)), dataset, source, out)
+    taken = replace(config, weight=source.hub_id or str(source.path))
+    result = evaluate(taken, dataset, source, out)
     # a process that ends without it may abort, and takes the others down
     PartialState().destroy_process_group()
     if result is None:  # another process than the main one
@@ -95,7 +96,7 @@ def run_figure(config: FigureConfig) -> None:
     run = read_run(Path(config.run))
     known = {item.name for item in fields(EvalConfig)}
     values = {k: v for k, v in run.result["config"].items() if k in known}
-    for key in ("base", "encoder", "decoder"):  # a result may come from elsewhere
+    for key in ("weight", "base", "encoder", "decoder"):  # a result may come from elsewhere
         if str(values.get(key)).startswith(HUB):
             values[key] = str(resolve(values[key], may_fetch=False))
             if not Path(values[key]).is_dir():
@@ -126,7 +127,7 @@ def find_fold(config: ListKeys, source: WeightDir) -> int:
     """Returns the fold asked for, else `_fold<N>` of the weight dir's name, else the recorded."""
     if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
         return config.fold or 0
-    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
+    named = re.search(r"_fold(\d+)", source.name)
     fold = int(named[1]) if named else source.record.get("fold")
     if fold is None:
         raise InputError(
