@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from diffews.errors import InputError
 from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_supports
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
-from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps
+from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps, check_output_type
 from diffews.models.attention import SupportBank, TextKeys
-from diffews.models.find import (
-    DEFAULT_THRESHOLD, PRESENCE, base_folders, find_weights, latent_factor, refuse_pickles,
-    write_record)
-from diffews.models.hub import resolve
+from diffews.models.find import DEFAULT_THRESHOLD, latent_factor
 from diffews.models.hashing import WeightsHash
-from diffews.models.presence import NoPresence, open_presence
+from diffews.models.presence import NoPresence
+from diffews.models.saved import SavedPipeline
 from diffews.models.unet import TIMESTEP, DiffewsUNet
 from diffews.models.vae import decode_latents, encode_latents
-from diffews.models.weights import check_parts, load_text, save_text
+from diffews.models.weights import check_parts
 from diffews.variants import Variant
+from diffews.variants.generation import draw_seeds
 
 
-class DiffewsPipeline(DiffusionPipeline):
+class DiffewsPipeline(SavedPipeline):
     """Segments in a query what the mask marks in one or more support images (arXiv:2410.02369).
 
     Args:
@@ -76,29 +76,6 @@ class DiffewsPipeline(DiffusionPipeline):
         self.denoising_steps, self.ensemble = 10, 1
         self.presence = NoPresence()  # or who is asked whether the class is there at all
         self._weights_hash = WeightsHash()
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes a weight dir and base in one: unet/, vae/, text.safetensors, model_index.json."""
-        super().save_pretrained(save_directory, **kwargs)
-        folder, keys = Path(save_directory), self.config.variant_keys
-        save_text(self.text, folder)
-
-        record = {"base": str(folder), **{k: self.config[k] for k in ("image_size", "threshold")}}
-        if keys is not None:
-            record["variant"] = dict(keys)
-        write_record(folder, folder, record)
-        self.presence.save(folder / PRESENCE, folder / "unet")
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
-    ) -> "DiffewsPipeline":
-        """Loads what `save_pretrained` wrote, from a folder or hub:owner/name; no pickles."""
-        folder = resolve(str(pretrained_model_name_or_path), ("*",))
-        refuse_pickles(folder / "unet", *base_folders(folder))
-        pipeline = super().from_pretrained(str(folder), text=load_text(folder), **kwargs)
-        pipeline.presence = open_presence(find_weights(folder, folder), "auto", pipeline.unet)
-        return pipeline
 
     # ---- from tensors to tensors: what evaluation uses, and the other door calls ----
 
@@ -174,7 +151,8 @@ class DiffewsPipeline(DiffusionPipeline):
         return latents[:batch], self._prepare(features, masks, shots)
 
     def segment(
-        self, pixels: Tensor, bank: SupportBank, latents: Tensor | None = None
+        self, pixels: Tensor, bank: SupportBank, latents: Tensor | None = None,
+        steps: int | None = None, seeds: Sequence[int] | None = None,
     ) -> Segmentation:
         """Runs the query pass and decodes its answer.
 
@@ -182,8 +160,10 @@ class DiffewsPipeline(DiffusionPipeline):
             pixels: queries [B, 3, S, S] in [-1, 1].
             bank: B support sets, or one for all.
             latents: [B, 4, h, w], if the queries are encoded already.
+            steps, seeds: of multi-step generations; by default the pipeline's, and one noise.
 
         """
+        steps = self.denoising_steps if steps is None else steps
         latents = self.encode_images(pixels) if latents is None else latents
         interaction, generation = self.method.interaction, self.method.generation
         bank = self.presence.listen(bank)
@@ -192,7 +172,7 @@ class DiffewsPipeline(DiffusionPipeline):
         # one member, unless answers to different noise are averaged
         vae, decoded = self.decoder or self.vae, []
         for member in range(self.ensemble):
-            answer = generation.sample(predict, latents, self.denoising_steps, member)
+            answer = generation.sample(predict, latents, steps, member, seeds)
             decoded.append(decode_latents(vae, answer.to(vae.dtype)))
         mean = torch.stack(decoded).mean(0)
         rgb = quantize(mean)  # [B, 3, S, S] uint8
@@ -275,6 +255,10 @@ class DiffewsPipeline(DiffusionPipeline):
         own_size: bool = True,
         batch: int = 1,
         min_presence: float | None = None,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
     ) -> DiffewsOutput:
         """Segments one or more queries.
 
@@ -289,10 +273,19 @@ class DiffewsPipeline(DiffusionPipeline):
             own_size: give masks at each query's own size; else at (image_size, image_size).
             batch: queries computed at once; 1 is exact, more may flip pixels on the threshold.
             min_presence: queries whose presence is below it get an empty mask; needs a head.
+            num_inference_steps: denoising steps of weights with a multi-step generation; others
+                refuse it.
+            generator: draws the noise of multi-step generations that start from it, for each
+                query its own; or a list of them, one a query. By default all start from the same.
+            output_type: masks and scores as arrays ("np"), tensors ("pt") or PIL images ("pil").
+            return_dict: give a DiffewsOutput; else the tuple of what it holds.
 
         """
+        check_output_type(output_type)
+        if num_inference_steps is not None:
+            self.method.generation.check_steps(num_inference_steps)
         size = self._check_size(image_size)
-        threshold = self._check_call(threshold, threshold_rule, batch, min_presence)
+        threshold = self._checked(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
             raise InputError("give either a bank or support_images with support_masks")
         if bank is None:
@@ -303,6 +296,7 @@ class DiffewsPipeline(DiffusionPipeline):
         if bank.batch not in (1, len(images)):
             raise InputError(f"{len(images)} queries for a bank of {bank.batch} support sets; "
                              "give one set, or one each")
+        seeds = draw_seeds(generator, len(images))
 
         output = DiffewsOutput(masks=[], scores=[])
         for start in range(0, len(images), batch):
@@ -310,10 +304,14 @@ class DiffewsPipeline(DiffusionPipeline):
             pixels = torch.tensor(arrays)
             part = bank if bank.batch == 1 else bank[start : start + batch]
             named = [f"query {start + row}" for row in range(len(shapes))]
-            answer = self.segment(pixels, part).check(named).gate(min_presence)
-            found = answer.at_sizes(shapes, threshold, threshold_rule)
+            own = None if seeds is None else seeds[start : start + batch]
+            answer = self.segment(pixels, part, None, num_inference_steps, own).check(named)
+            found = answer.gate(min_presence).at_sizes(shapes, threshold, threshold_rule)
             output.add(found, answer.presence)
-        return output
+        if self.unet.is_managed:
+            self.maybe_free_model_hooks()
+        given = output.as_type(output_type)
+        return given if return_dict else given.to_tuple()
 
     @torch.no_grad()
     def label(
@@ -340,7 +338,7 @@ class DiffewsPipeline(DiffusionPipeline):
 
         """
         size = self._check_size(image_size)
-        threshold = self._check_call(threshold, threshold_rule, batch, min_presence)
+        threshold = self._checked(threshold, threshold_rule, batch, min_presence)
         if not 1 <= len(banks) <= 255:
             raise InputError(f"{len(banks)} banks; give one for each class, 1 to 255")
         several = next((bank.batch for bank in banks if bank.batch != 1), None)
@@ -374,11 +372,9 @@ class DiffewsPipeline(DiffusionPipeline):
             raise InputError(f"image_size={size} is not a multiple of {factor}, the VAE's factor")
         return size
 
-    def _check_call(
-        self, threshold: float | None, rule: str, batch: int, min_presence: float | None
-    ) -> float:
+    def _checked(self, threshold: float | None, rule: str, batch: int, least: float | None) -> float:
         threshold = self.config.threshold if threshold is None else threshold
-        check_call(threshold, rule, batch, min_presence)
+        check_call(threshold, rule, batch, least)
         return threshold
 
     def save_bank(self, bank: SupportBank, path: str | Path) -> None:
@@ -398,3 +394,7 @@ class DiffewsPipeline(DiffusionPipeline):
         """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
         modules = (self.unet, self.encoder or self.vae)
         return self._weights_hash.read(modules, self.text["eval"])
+
+
+# where DiffusionPipeline.from_pretrained looks for the class that model_index.json names
+diffusers.DiffewsPipeline = DiffewsPipeline

@@ -42,13 +42,14 @@ def run_eval(config: EvalConfig) -> None:
     source, fold, dataset = open_evaluation(config)
     asked = f"_{config.protocol}_{config.way}way" if config.protocol != "fs_s" else ""
     name = f"{config.benchmark}_fold{fold}_{config.shots}shot{asked}"
-    out = Path(config.out or Path("results") / source.path.name / name)
+    out = Path(config.out or Path("results") / source.name / name)
 
     from accelerate import PartialState
     from diffews.evaluation.evaluate import evaluate, result_file
 
     # the result names the weights that were taken, the shipped ones, too
-    result = evaluate(replace(config, weight=str(source.path)), dataset, source, out)
+    taken = replace(config, weight=source.hub_id or str(source.path))
+    result = evaluate(taken, dataset, source, out)
     # a process that ends without it may abort, and takes the others down
     PartialState().destroy_process_group()
     if result is None:  # another process than the main one
@@ -118,7 +119,7 @@ def run_figure(config: FigureConfig) -> None:
     run = read_run(Path(config.run))
     known = {item.name for item in fields(EvalConfig)}
     values = {k: v for k, v in run.result["config"].items() if k in known}
-    for key in ("base", "encoder", "decoder"):  # a result may come from elsewhere
+    for key in ("weight", "base", "encoder", "decoder"):  # a result may come from elsewhere
         if str(values.get(key)).startswith(HUB):
             values[key] = str(resolve(values[key], may_fetch=False))
             if not Path(values[key]).is_dir():

@@ -1,6 +1,5 @@
 """What a command's keys name: weights, folds, episodes, training classes. Loads no torch."""
 
-import os
 import re
 from typing import Any
 
@@ -41,7 +40,7 @@ def find_fold(config: BenchmarkKeys, source: WeightDir) -> int:
     """Returns the fold asked for, else `_fold<N>` of the weight dir's name, else the recorded."""
     if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
         return config.fold or 0
-    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
+    named = re.search(r"_fold(\d+)", source.name)
     fold = int(named[1]) if named else source.record.get("fold")
     if fold is None:
         raise InputError(
@@ -94,7 +93,7 @@ def find_start(config: TrainConfig) -> WeightDir:
 
 def check_head_fold(config: TrainPresenceConfig, source: WeightDir, fold: int) -> None:
     """Raises InputError for a fold whose training classes are novel to the weights."""
-    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
+    named = re.search(r"_fold(\d+)", source.name)
     known = source.record.get("fold", int(named[1]) if named else None)
     same = source.record.get("benchmark", config.benchmark) == config.benchmark
     if BENCHMARKS[config.benchmark][2] and same and known not in (None, fold):

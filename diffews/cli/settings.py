@@ -90,8 +90,8 @@ class ModelKeys:
     """Which weights, and how they run."""
 
     weight: str | None = model_key(
-        None, "weight dir, which holds unet/unet, unet or config.json; by default "
-        "weight/tiny/shapes_fold<fold>", counted_as="weight_sha256")
+        None, "weight dir, which holds unet/unet, unet or config.json, or its hub:owner/name; by "
+        "default weight/tiny/shapes_fold<fold>", counted_as="weight_sha256")
     base: str | None = model_key(
         None, "folder or hub:owner/name with VAE and text; by default as recorded in, or found "
         "beside, the weight dir", counted_as="base_sha256")

@@ -152,7 +152,7 @@ class NoPresence:
         """
         return found
 
-    def save(self, folder: Path, unet: Path) -> None:
+    def save(self, folder: Path, unet: Path, variant: str | None = None) -> None:
         """Writes the head, if there is one, for the weights that lie in the folder `unet`."""
 
 
@@ -217,20 +217,24 @@ class HeadPresence(Presence):
         again = encode_again(masks).signature if self.kind == "full" else None
         return self.head.inputs(bank.signature, own, again, statistics(found.rgb, masks))
 
-    def save(self, folder: Path, unet: Path) -> None:
+    def save(self, folder: Path, unet: Path, variant: str | None = None) -> None:
         """Writes the head, its record, and the hash of the weights in `unet`."""
         head, record = self.head, {
             **self.record, "format": FORMAT, "kind": self.kind,
             "heads": self.head.heads, "inputs": len(self.head.mean),
-            "hidden": self.head.hidden, "weight_sha256": hash_files(weight_files(unet))}
+            "hidden": self.head.hidden, "weight_sha256": _hash_weights(unet, variant)}
         tensors = {name: tensor.half().contiguous() for name, tensor in head.state_dict().items()}
         check_finite(tensors.items(), f"{folder}, not written")
         write_atomic(folder / HEAD_FILE, save(tensors))
         write_atomic(folder / "config.json", json.dumps(record, indent=1) + "\n")
 
 
-def open_presence(source: WeightDir, asked: str, unet: "DiffewsUNet") -> NoPresence:
+def open_presence(
+        source: WeightDir, asked: str, unet: "DiffewsUNet",
+        variant: str | None = None) -> NoPresence:
     """Returns who is asked for presence: auto, off, cosine, or a head of the kind full or fast.
+
+    variant: of the weight files' names, see `weight_files`.
 
     Raises:
         InputError: for a head that is missing, damaged, of another kind or of other weights.
@@ -239,8 +243,8 @@ def open_presence(source: WeightDir, asked: str, unet: "DiffewsUNet") -> NoPrese
     folder = source.path / PRESENCE
     if asked == "off" or asked == "auto" and not folder.is_dir():
         return NoPresence()
-    variant = source.record.get("variant") or {}
-    if variant.get("interaction", "kv_fusion") != "kv_fusion":
+    choices = source.record.get("variant") or {}
+    if choices.get("interaction", "kv_fusion") != "kv_fusion":
         raise InputError(
             f"{source.path}: presence needs interaction=kv_fusion, which has keys and values; "
             "give presence=off")
@@ -249,7 +253,7 @@ def open_presence(source: WeightDir, asked: str, unet: "DiffewsUNet") -> NoPrese
 
     if not folder.is_dir():
         raise InputError(f"presence={asked}: no {PRESENCE}/ in {source.path}; {AGAIN}")
-    found = load_presence(folder, unet, hash_files(weight_files(source.unet)))
+    found = load_presence(folder, unet, _hash_weights(source.unet, variant))
     if asked not in ("auto", found.kind):
         raise InputError(
             f"presence={asked}: the head in {folder} is {found.kind}; give presence={found.kind}, "
@@ -283,3 +287,7 @@ def load_presence(folder: Path, unet: "DiffewsUNet", weight_sha256: str) -> Head
         head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     known = {"format", "kind", *ours, "hidden", "weight_sha256"}
     return HeadPresence(head, {k: v for k, v in record.items() if k not in known})
+
+
+def _hash_weights(unet: Path, variant: str | None) -> str:
+    return hash_files(weight_files(unet, variant))

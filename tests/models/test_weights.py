@@ -272,6 +272,21 @@ def test_only_what_is_named_as_a_hub_id_is_fetched_and_aloud(weight, base, hub, 
     assert resolve("hub:someone/there/sub") == base.parent / "sub"
 
 
+def test_weights_come_from_the_hub_with_their_name(weight, base, hub, monkeypatch):
+    there = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **keys: str(weight) if name == "someone/mine_fold2" else there(name, **keys),
+    )
+    found = find_weights("hub:someone/mine_fold2@refs/pr/1", base)
+    assert found.unet == weight / "unet" / "unet" and found.base == base
+    assert (found.name, found.hub_id) == ("mine_fold2", "hub:someone/mine_fold2@refs/pr/1")
+    assert find_weights(weight, base).name == weight.name
+    with pytest.raises(InputError, match="weight=someone/mine: no such folder"):
+        find_weights("someone/mine", base)
+
+
 @pytest.mark.parametrize("name", ["hub:", "hub:one", "hub:a/../b", "hub:a/b@../c", "hub:a/b@"])
 def test_a_hub_id_that_is_none_is_refused(name):
     with pytest.raises(InputError, match="hub:owner/name"):
