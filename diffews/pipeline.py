@@ -285,7 +285,7 @@ class DiffewsPipeline(SavedPipeline):
         if num_inference_steps is not None:
             self.method.generation.check_steps(num_inference_steps)
         size = self._check_size(image_size)
-        threshold = self._checked(threshold, threshold_rule, batch, min_presence)
+        threshold = self._check(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
             raise InputError("give either a bank or support_images with support_masks")
         if bank is None:
@@ -338,7 +338,7 @@ class DiffewsPipeline(SavedPipeline):
 
         """
         size = self._check_size(image_size)
-        threshold = self._checked(threshold, threshold_rule, batch, min_presence)
+        threshold = self._check(threshold, threshold_rule, batch, min_presence)
         if not 1 <= len(banks) <= 255:
             raise InputError(f"{len(banks)} banks; give one for each class, 1 to 255")
         several = next((bank.batch for bank in banks if bank.batch != 1), None)
@@ -372,7 +372,7 @@ class DiffewsPipeline(SavedPipeline):
             raise InputError(f"image_size={size} is not a multiple of {factor}, the VAE's factor")
         return size
 
-    def _checked(self, threshold: float | None, rule: str, batch: int, least: float | None) -> float:
+    def _check(self, threshold: float | None, rule: str, batch: int, least: float | None) -> float:
         threshold = self.config.threshold if threshold is None else threshold
         check_call(threshold, rule, batch, least)
         return threshold
