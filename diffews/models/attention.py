@@ -153,8 +153,9 @@ class SupportBank:
         """
         layers: dict[str, dict[str, Tensor]] = {}
         signature: dict[str, Tensor] = {}
+        place = "cpu" if torch.device(device).type == "cpu" else str(device)  # knows no cpu:0
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
+            with safe_open(path, framework="pt", device=place) as file:
                 metadata = file.metadata() or {}
                 shots = int(metadata["shots"])
                 for name in file.keys():  # noqa: SIM118  (no mapping)

@@ -59,6 +59,14 @@ class SavedPipeline(DiffusionPipeline):
             setattr(made, name, getattr(pipeline, name))
         return made if dtype is None else made.to(dtype)
 
+    def enable_sequential_cpu_offload(
+            self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """Keeps weights in main memory until their layer runs; see diffusers' pipelines."""
+        if device is not None and torch.device(device).type == "cpu":
+            raise InputError("enable_sequential_cpu_offload moves weights from main memory to "
+                             f"another device; device={device} is no other")
+        super().enable_sequential_cpu_offload(gpu_id, device)
+
     # ---- the files ----
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

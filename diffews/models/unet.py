@@ -101,6 +101,13 @@ class DiffewsUNet(UNet2DConditionModel):
         """Whether hooks of accelerate or diffusers move the weights, or change their type."""
         return any(hook in vars(part) for hook in HOOKS for part in (self, self.conv_in))
 
+    def check_not_grouped(self, use: str) -> None:
+        """Raises InputError where hooks load the first layers no sooner than forward begins."""
+        if "_diffusers_hook" in vars(self) and "_diffusers_hook" not in vars(self.conv_in):
+            raise InputError(f"{use} computes outside the UNet's forward, where groups of blocks "
+                             'are not loaded; use enable_group_offload(..., '
+                             'offload_type="leaf_level")')
+
     def encode_text(self, text: Tensor) -> TextKeys:
         """Computes what cross-attention makes of a constant text condition [1, tokens, C]."""
         layers = {}
@@ -175,6 +182,7 @@ class DiffewsUNet(UNet2DConditionModel):
         timestep: of the queries, 0-d or [B]; supports are clean and take TIMESTEP.
         visible: [B*S, 1, h, w], see `JointPass`.
         """
+        self.check_not_grouped("interaction=qkv_fusion")
         clean = timestep.new_full((len(support_latents),), TIMESTEP)
         timestep = torch.cat([timestep.expand(len(latents)), clean])
         if isinstance(text, Tensor):
