@@ -6,46 +6,33 @@ and give masks at their own size; `encode_support_pixels` and `segment` do the w
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from diffews.errors import InputError
 from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_supports
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
+from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps, check_output_type
 from diffews.models.attention import SupportBank, TextKeys
-from diffews.models.find import (
-    DEFAULT_THRESHOLD, base_folders, latent_factor, refuse_pickles, write_record)
-from diffews.models.hub import resolve
+from diffews.models.find import DEFAULT_THRESHOLD, latent_factor
+from diffews.models.hashing import WeightsHash
+from diffews.models.presence import NoPresence
+from diffews.models.saved import SavedPipeline
 from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.vae import decode_latents, encode_latents, in_chunks
-from diffews.models.weights import check_parts, hash_tensors, load_text, save_text
+from diffews.models.vae import decode_latents, encode_distinct, encode_latents
+from diffews.models.weights import check_parts
 from diffews.variants import Variant
+from diffews.variants.generation import draw_seeds
 
 
-@dataclass
-class DiffewsOutput(BaseOutput):
-    """What the pipeline says of each query, at the query's own size unless another is asked for.
-
-    Attributes:
-        masks: list of bool arrays (H_i, W_i).
-        scores: list of float32 arrays (H_i, W_i) in [0, 1], the mean over RGB of the decoded
-            picture, before the threshold.
-
-    """
-
-    masks: list[np.ndarray]
-    scores: list[np.ndarray]
-
-
-class DiffewsPipeline(DiffusionPipeline):
+class DiffewsPipeline(SavedPipeline):
     """Segments in a query what the mask marks in one or more support images (arXiv:2410.02369).
 
     Args:
@@ -87,46 +74,28 @@ class DiffewsPipeline(DiffusionPipeline):
         # the four objects that the paper's choices name, and what the multi-step ones take
         self.method = Variant.read(None if variant_keys is None else dict(variant_keys)).build()
         self.denoising_steps, self.ensemble = 10, 1
-        self._text_keys: TextKeys | None = None
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes a weight dir and base in one: unet/, vae/, text.safetensors, model_index.json."""
-        super().save_pretrained(save_directory, **kwargs)
-        folder, keys = Path(save_directory), self.config.variant_keys
-        save_text(self.text, folder)
-
-        record = {"base": str(folder), **{k: self.config[k] for k in ("image_size", "threshold")}}
-        if keys is not None:
-            record["variant"] = dict(keys)
-        write_record(folder, folder, record)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
-    ) -> "DiffewsPipeline":
-        """Loads what `save_pretrained` wrote, from a folder or hub:owner/name; no pickles."""
-        folder = resolve(str(pretrained_model_name_or_path), ("*",))
-        refuse_pickles(folder / "unet", *base_folders(folder))
-        return super().from_pretrained(str(folder), text=load_text(folder), **kwargs)
+        self.presence = NoPresence()  # or who is asked whether the class is there at all
+        self._weights_hash = WeightsHash()
 
     # ---- from tensors to tensors: what evaluation uses, and the other door calls ----
 
     @property
     def _execution_device(self) -> torch.device:
-        # diffusers' own reads signatures anew, 2 ms a call
-        hook = getattr(self.unet, "_hf_hook", None)  # of an offloaded model
+        # diffusers' own, which offloaded models need, reads signatures anew, 2 ms a call
         own = self.unet.conv_in.weight.device
-        return torch.device(getattr(hook, "execution_device", None) or own)
+        return super()._execution_device if self.unet.is_managed else own
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The precision that the UNet computes in; its own property looks at every module."""
+        own = self.unet.conv_in.weight.dtype
+        return own if own.itemsize > 1 else self.unet.dtype
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encodes RGB [B, 3, H, W] in [-1, 1] -> scaled means of the posterior [B, 4, H/f, W/f]."""
         vae = self.encoder or self.vae
-        device, size = self._execution_device, pixels[0, 0].numel()
-
-        def encode(part: Tensor) -> Tensor:
-            return encode_latents(vae, part.to(device, vae.dtype, non_blocking=True))
-
-        return in_chunks(encode, pixels, size).to(self.unet.conv_in.weight.dtype)
+        pixels = pixels.to(self._execution_device, vae.dtype, non_blocking=True)
+        return encode_latents(vae, pixels).to(self._dtype)
 
     def encode_support_pixels(self, pixels: Tensor, masks: Tensor, shots: int) -> SupportBank:
         """Runs the support pass; the S supports of a set are neighbours.
@@ -168,22 +137,20 @@ class DiffewsPipeline(DiffusionPipeline):
         injection, batch = self.method.injection, len(queries)
         pictures = torch.cat([queries, *injection.encoded(supports, masks)])
 
-        # which of the distinct pictures this injection encodes, and where each first stands
+        # which of the distinct pictures this injection encodes
         numbers = distinct[:batch].tolist()
         if injection.encodes_image:
             numbers += distinct[batch : batch + len(supports)].tolist()
         if injection.painted is not None:
             numbers += distinct[batch + len(supports) :].tolist()
-        order = list(dict.fromkeys(numbers))
-        firsts = self._upload([numbers.index(number) for number in order])
-        rows = self._upload([order.index(number) for number in numbers])
-        latents = self.encode_images(pictures[firsts])[rows]
+        latents = encode_distinct(self.encode_images, pictures, numbers)
 
         features = latents[batch:].split(len(supports))
         return latents[:batch], self._prepare(features, masks, shots)
 
     def segment(
-        self, pixels: Tensor, bank: SupportBank, latents: Tensor | None = None
+        self, pixels: Tensor, bank: SupportBank, latents: Tensor | None = None,
+        steps: int | None = None, seeds: Sequence[int] | None = None,
     ) -> Segmentation:
         """Runs the query pass and decodes its answer.
 
@@ -191,42 +158,53 @@ class DiffewsPipeline(DiffusionPipeline):
             pixels: queries [B, 3, S, S] in [-1, 1].
             bank: B support sets, or one for all.
             latents: [B, 4, h, w], if the queries are encoded already.
+            steps, seeds: of multi-step generations; by default the pipeline's, and one noise.
 
         """
+        steps = self.denoising_steps if steps is None else steps
         latents = self.encode_images(pixels) if latents is None else latents
         interaction, generation = self.method.interaction, self.method.generation
+        bank = self.presence.listen(bank)
         predict = functools.partial(interaction.segment, self.unet, text=self._text(), state=bank)
 
         # one member, unless answers to different noise are averaged
         vae, decoded = self.decoder or self.vae, []
-        decode = functools.partial(decode_latents, vae)
         for member in range(self.ensemble):
-            answer = generation.sample(predict, latents, self.denoising_steps, member)
-            decoded.append(in_chunks(decode, answer.to(vae.dtype), pixels[0, 0].numel()))
+            answer = generation.sample(predict, latents, steps, member, seeds)
+            decoded.append(decode_latents(vae, answer.to(vae.dtype)))
         mean = torch.stack(decoded).mean(0)
         rgb = quantize(mean)  # [B, 3, S, S] uint8
         scores = self.method.supervision.recover(rgb, pixels.to(rgb.device))
         finite = torch.isfinite(mean).flatten(1).all(1) & torch.isfinite(scores).flatten(1).all(1)
         kinds = (str(module.dtype).removeprefix("torch.") for module in (self.unet, vae))
-        return Segmentation(scores, finite, "UNet in {}, VAE in {}".format(*kinds))
+        found = Segmentation(scores, finite, "UNet in {}, VAE in {}".format(*kinds))
+        again = functools.partial(self._encode_again, pixels, latents)
+        return self.presence.judge(found, bank, again)
+
+    def _encode_again(self, pixels: Tensor, latents: Tensor, masks: Tensor) -> SupportBank:
+        """Runs the support pass on queries that are encoded already, with masks of their own."""
+        injection, masks = self.method.injection, masks.to(torch.uint8)
+        pictures = injection.encoded(pixels.to(masks.device), masks)
+        known = [latents] if injection.encodes_image else []
+        features = [*known, *map(self.encode_images, pictures[len(known) :])]
+        return self._prepare(features, masks, shots=1)
 
     def _prepare(self, features: Sequence[Tensor], masks: Tensor, shots: int) -> SupportBank:
         support = self.method.injection.join(features, masks)
         timestep = torch.full((), TIMESTEP, device=self._execution_device)
-        return self.method.interaction.prepare(self.unet, support, timestep, self._text(), shots)
+        bank = self.method.interaction.prepare(self.unet, support, timestep, self._text(), shots)
+        return self.presence.sign(bank, masks)
 
-    def _upload(self, rows: list[int]) -> Tensor:
-        """Row numbers on the device; a list as an index would be waited for."""
-        return torch.tensor(rows).to(self._execution_device, non_blocking=True)
+    def _text(self) -> Tensor | TextKeys:
+        """The constant text condition, with its keys and values unless hooks hold the layers.
 
-    def _text(self) -> TextKeys:
-        """The constant text condition, its keys and values computed once for a device and dtype."""
-        device, dtype = self._execution_device, self.unet.conv_in.weight.dtype
-        keys = self._text_keys
-        if keys is None or keys.embedding.device != device or keys.embedding.dtype != dtype:
-            with torch.no_grad():
-                keys = self._text_keys = self.unet.encode_text(self.text["eval"].to(device, dtype))
-        return keys
+        They are computed at every call, whatever happened to the weights: 1/200 of a query pass.
+        """
+        text = self.text["eval"].to(self._execution_device, self._dtype, non_blocking=True)
+        if self.unet.is_managed:
+            return text
+        with torch.no_grad():
+            return self.unet.encode_text(text)
 
     # ---- from pictures to masks: what people use ----
 
@@ -274,6 +252,11 @@ class DiffewsPipeline(DiffusionPipeline):
         image_size: int | None = None,
         own_size: bool = True,
         batch: int = 1,
+        min_presence: float | None = None,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
     ) -> DiffewsOutput:
         """Segments one or more queries.
 
@@ -287,10 +270,20 @@ class DiffewsPipeline(DiffusionPipeline):
             image_size: side in pixels to work at; the pipeline's own by default.
             own_size: give masks at each query's own size; else at (image_size, image_size).
             batch: queries computed at once; 1 is exact, more may flip pixels on the threshold.
+            min_presence: queries whose presence is below it get an empty mask; needs a head.
+            num_inference_steps: denoising steps of weights with a multi-step generation; others
+                refuse it.
+            generator: draws the noise of multi-step generations that start from it, for each
+                query its own; or a list of them, one a query. By default all start from the same.
+            output_type: masks and scores as arrays ("np"), tensors ("pt") or PIL images ("pil").
+            return_dict: give a DiffewsOutput; else the tuple of what it holds.
 
         """
+        check_output_type(output_type)
+        if num_inference_steps is not None:
+            self.method.generation.check_steps(num_inference_steps)
         size = self._check_size(image_size)
-        threshold = self._check_call(threshold, threshold_rule, batch)
+        threshold = self._check(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
             raise InputError("give either a bank or support_images with support_masks")
         if bank is None:
@@ -301,6 +294,7 @@ class DiffewsPipeline(DiffusionPipeline):
         if bank.batch not in (1, len(images)):
             raise InputError(f"{len(images)} queries for a bank of {bank.batch} support sets; "
                              "give one set, or one each")
+        seeds = draw_seeds(generator, len(images))
 
         output = DiffewsOutput(masks=[], scores=[])
         for start in range(0, len(images), batch):
@@ -308,11 +302,14 @@ class DiffewsPipeline(DiffusionPipeline):
             pixels = torch.tensor(arrays)
             part = bank if bank.batch == 1 else bank[start : start + batch]
             named = [f"query {start + row}" for row in range(len(shapes))]
-            answer = self.segment(pixels, part).check(named)
-            found = answer.at_sizes(shapes, threshold, threshold_rule)
-            output.masks += [mask for mask, _ in found]
-            output.scores += [score for _, score in found]
-        return output
+            own = None if seeds is None else seeds[start : start + batch]
+            answer = self.segment(pixels, part, None, num_inference_steps, own).check(named)
+            found = answer.gate(min_presence).at_sizes(shapes, threshold, threshold_rule)
+            output.add(found, answer.presence)
+        if self.unet.is_managed:
+            self.maybe_free_model_hooks()
+        given = output.as_type(output_type)
+        return given if return_dict else given.to_tuple()
 
     @torch.no_grad()
     def label(
@@ -325,7 +322,8 @@ class DiffewsPipeline(DiffusionPipeline):
         image_size: int | None = None,
         own_size: bool = True,
         batch: int = 1,
-    ) -> list[np.ndarray]:
+        min_presence: float | None = None,
+    ) -> LabelMaps:
         """Segments several classes at once -> label maps uint8 (H, W).
 
         0 is none and i + 1 the class of banks[i]; where several classes are above their threshold,
@@ -334,33 +332,35 @@ class DiffewsPipeline(DiffusionPipeline):
         Args:
             queries: as the call takes them.
             banks: 1 to 255, each of one support set of one class.
-            threshold, threshold_rule, image_size, own_size, batch: as the call takes them.
+            threshold, threshold_rule, image_size, own_size, batch, min_presence: as there.
 
         """
         size = self._check_size(image_size)
-        threshold = self._check_call(threshold, threshold_rule, batch)
+        threshold = self._check(threshold, threshold_rule, batch, min_presence)
         if not 1 <= len(banks) <= 255:
             raise InputError(f"{len(banks)} banks; give one for each class, 1 to 255")
         several = next((bank.batch for bank in banks if bank.batch != 1), None)
         if several is not None:
             raise InputError(f"a bank of {several} support sets; give one for each class")
 
-        images, maps = as_list(queries, 3), []
+        images, maps = as_list(queries, 3), LabelMaps()
         for start in range(0, len(images), batch):
             arrays, shapes = prepare_images(images[start : start + batch], size, own_size)
             pixels = torch.tensor(arrays)
             latents = self.encode_images(pixels)
             best = [np.zeros(shape, np.float32) for shape in shapes]
             labels = [np.zeros(shape, np.uint8) for shape in shapes]
+            sure: list[Tensor | None] = []
 
             for number, bank in enumerate(banks, start=1):
                 named = [f"query {start + row}" for row in range(len(shapes))]
-                answer = self.segment(pixels, bank, latents).check(named)
+                answer = self.segment(pixels, bank, latents).check(named).gate(min_presence)
+                sure.append(answer.presence)
                 found = answer.at_sizes(shapes, threshold, threshold_rule)
                 for row, (mask, score) in enumerate(found):
                     wins = mask & (score > best[row])
                     labels[row][wins], best[row][wins] = number, score[wins]
-            maps += labels
+            maps.add(labels, sure)
         return maps
 
     def _check_size(self, image_size: int | None) -> int:
@@ -370,9 +370,9 @@ class DiffewsPipeline(DiffusionPipeline):
             raise InputError(f"image_size={size} is not a multiple of {factor}, the VAE's factor")
         return size
 
-    def _check_call(self, threshold: float | None, threshold_rule: str, batch: int) -> float:
+    def _check(self, threshold: float | None, rule: str, batch: int, least: float | None) -> float:
         threshold = self.config.threshold if threshold is None else threshold
-        check_call(threshold, threshold_rule, batch)
+        check_call(threshold, rule, batch, least)
         return threshold
 
     def save_bank(self, bank: SupportBank, path: str | Path) -> None:
@@ -387,7 +387,12 @@ class DiffewsPipeline(DiffusionPipeline):
         self.unet.check_bank(bank)
         return bank.to(dtype=self.unet.dtype)
 
-    @functools.cached_property
+    @property
     def weights_sha256(self) -> str:
         """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
-        return hash_tensors(self.unet, self.encoder or self.vae, text=self.text["eval"])
+        modules = (self.unet, self.encoder or self.vae)
+        return self._weights_hash.read(modules, self.text["eval"])
+
+
+# where DiffusionPipeline.from_pretrained looks for the class that model_index.json names
+diffusers.DiffewsPipeline = DiffewsPipeline

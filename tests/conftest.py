@@ -42,6 +42,24 @@ TINY_UNET = {
     "upcast_attention": True,
 }
 
+SMALL_UNET = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "cross_attention_dim": 24,
+    "attention_head_dim": [2, 2],
+    "norm_num_groups": 8,
+    "use_linear_projection": True,
+}
+SMALL_VAE = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 2,
+}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -193,6 +211,24 @@ def unet() -> "DiffewsUNet":
 @pytest.fixture(scope="session")
 def tiny_unet_config() -> dict:
     return TINY_UNET
+
+
+@pytest.fixture(scope="session")
+def small_pipe() -> Callable[..., "DiffewsPipeline"]:
+    """small_pipe(seed): a pipeline of random weights at 32 px, a new one at every call."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from diffews import DiffewsPipeline, DiffewsUNet
+
+    def make(seed: int = 0, **keys: Any) -> "DiffewsPipeline":
+        torch.manual_seed(seed)
+        unet = DiffewsUNet(**SMALL_UNET).eval().requires_grad_(False)
+        vae = AutoencoderKL(**SMALL_VAE).eval().requires_grad_(False)
+        text = {"eval": torch.randn(1, 2, 24), "train": torch.randn(1, 77, 24)}
+        return DiffewsPipeline(unet, vae, text, image_size=32, **keys)
+
+    return make
 
 
 # ---- pictures ----

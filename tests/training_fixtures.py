@@ -17,9 +17,10 @@ from training_runs import (
     write_tiny_base,
 )
 
-from diffews.cli.commands import find_start, run_train
+from diffews.cli.commands import run_train
 from diffews.cli.keys import load
-from diffews.cli.settings import TrainConfig
+from diffews.cli.opening import find_start
+from diffews.cli.training_settings import TrainConfig
 from diffews.data.registry import open_benchmark
 from diffews.models.weights import start_unet
 from diffews.training.train import Trainer

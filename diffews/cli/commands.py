@@ -4,35 +4,35 @@ Torch is imported inside the functions, after the checks, so that a mistake is a
 """
 
 import os
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffews.cli.keys import CHECKOUT, build, entries_of_scores
-from diffews.cli.settings import (
-    BaselinesConfig, BenchmarkKeys, EpisodesConfig, EvalConfig, ListKeys, SegmentConfig,
-    TrainConfig)
+from diffews.cli.keys import build, entries_of_scores
+from diffews.cli.opening import (
+    check_head_fold, default_weight, find_fold, find_start, open_evaluation, open_test_set,
+    open_training_set)
+from diffews.cli.settings import BaselinesConfig, EpisodesConfig, EvalConfig, SegmentConfig
 from diffews.cli.tool_commands import (
     run_benchmark, run_distill_decoder, run_export, run_init_base, run_make_shapes,
     run_make_tiny_base)
 from diffews.cli.tool_settings import (
     BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig, InitBaseConfig,
     MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
-from diffews.data.episodes import Benchmark, EpisodeDataset
+from diffews.cli.training_settings import TrainConfig, TrainPresenceConfig
+from diffews.data.episodes import Benchmark
 from diffews.data.lists import check_names
-from diffews.data.registry import (
-    BENCHMARKS, check_fold, load_benchmark, open_benchmark, option_names)
+from diffews.data.negatives import check_absence_is_known
+from diffews.data.registry import open_benchmark
 from diffews.errors import InputError, printable
 from diffews.evaluation.queries import find_queries
 from diffews.evaluation.segment import report, segment
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights)
+    DEFAULT_IMAGE_SIZE, PRESENCE, check_base, check_image_size, find_weights)
 from diffews.models.hub import BASE_FILES, HUB, resolve
 from diffews.runtime.locks import one_writer
-from diffews.variants import Variant
 
 # ---- evaluation ----
 
@@ -40,19 +40,27 @@ from diffews.variants import Variant
 def run_eval(config: EvalConfig) -> None:
     """Evaluates, and prints the IoU of each class and the mean."""
     source, fold, dataset = open_evaluation(config)
-    name = f"{config.benchmark}_fold{fold}_{config.shots}shot"
-    out = Path(config.out or Path("results") / source.path.name / name)
+    asked = f"_{config.protocol}_{config.way}way" if config.protocol != "fs_s" else ""
+    name = f"{config.benchmark}_fold{fold}_{config.shots}shot{asked}"
+    out = Path(config.out or Path("results") / source.name / name)
 
     from accelerate import PartialState
     from diffews.evaluation.evaluate import evaluate, result_file
 
     # the result names the weights that were taken, the shipped ones, too
-    result = evaluate(replace(config, weight=str(source.path)), dataset, source, out)
+    taken = replace(config, weight=source.hub_id or str(source.path))
+    result = evaluate(taken, dataset, source, out)
     # a process that ends without it may abort, and takes the others down
     PartialState().destroy_process_group()
     if result is None:  # another process than the main one
         return
 
+    if config.protocol == "fs_cs":
+        print(f"written to {out}: result.json, episodes.jsonl")
+        print(f"{config.benchmark} fold {fold}, {config.way}-way {config.shots}-shot FS-CS, "
+              f"{result['episodes']} episodes: exact ratio {result['exact_ratio']:.2f}, "
+              f"mIoU {result['miou']:.2f}")
+        return
     for class_name, iou in result["per_class"].items():
         print(f"{printable(class_name):>24} {iou:6.2f}")
     count = len(result["class_ids"])
@@ -61,11 +69,27 @@ def run_eval(config: EvalConfig) -> None:
     if empty := result["empty_episodes"]:
         print(f"{empty} of {result['episodes']} episodes have a support or query whose mask is "
               f"empty at image_size={result['image_size']}")
+    if absent_scores := result.get("absent"):
+        print_absent(absent_scores, config.presence)
     low, high = result["miou_interval"]
     print(f"written to {out}: {result_file(out, result['episodes']).name}, episodes.jsonl")
     print(f"{config.benchmark} fold {fold}, {config.shots}-shot, {result['episodes']} episodes: "
           f"mIoU {result['miou']:.2f} (95 % interval {low:.2f} to {high:.2f}), "
           f"FB-IoU {result['fb_iou']:.2f}")
+
+
+def print_absent(scores: dict[str, Any], presence: str) -> None:
+    """Prints how well queries without the class are told from those with it."""
+    print(f"absent, {scores['negatives']} negatives: AUROC {scores['auroc']:.3f}, "
+          f"{100 * scores['fpr_at_95_recall']:.1f} % false alarms at 95 % recall")
+    if presence == "cosine":
+        print("presence=cosine has no calibrated gate; what is gated at 0.5 means nothing")
+        return
+    twins = f", of {scores['twins']} twins {100 * scores['twins_rejected']:.1f} %"
+    print(f"gate {scores['gate']}: exact {100 * scores['exact_ratio']:.1f} %, MCC "
+          f"{scores['il_mcc']:.3f}, negatives found empty "
+          f"{100 * scores['negatives_rejected']:.1f} %{twins * bool(scores['twins'])}; "
+          f"mIoU {scores['miou_gated']:.2f} with the gate, {scores['miou_ungated']:.2f} without")
 
 
 def run_baselines(config: BaselinesConfig) -> None:
@@ -95,7 +119,7 @@ def run_figure(config: FigureConfig) -> None:
     run = read_run(Path(config.run))
     known = {item.name for item in fields(EvalConfig)}
     values = {k: v for k, v in run.result["config"].items() if k in known}
-    for key in ("base", "encoder", "decoder"):  # a result may come from elsewhere
+    for key in ("weight", "base", "encoder", "decoder"):  # a result may come from elsewhere
         if str(values.get(key)).startswith(HUB):
             values[key] = str(resolve(values[key], may_fetch=False))
             if not Path(values[key]).is_dir():
@@ -109,36 +133,6 @@ def run_figure(config: FigureConfig) -> None:
     dataset.check_files()
 
     print(f"wrote {draw_figure(config, run, settings, source, dataset)}")
-
-
-def open_evaluation(
-    config: EvalConfig | BaselinesConfig,
-) -> tuple[WeightDir, int, EpisodeDataset]:
-    """Finds the weights, the fold and the test episodes of a config, whose files are all there."""
-    source = find_weights(config.weight or default_weight(config.fold), config.base)
-    fold, size = find_fold(config, source), source.image_size(config.image_size)
-    dataset = open_test_set(config, fold, size, **config.list_options())
-    dataset.check_files()
-    return source, fold, dataset
-
-
-def find_fold(config: ListKeys, source: WeightDir) -> int:
-    """Returns the fold asked for, else `_fold<N>` of the weight dir's name, else the recorded."""
-    if config.fold is not None or config.novel or BENCHMARKS[config.benchmark][2] == 0:
-        return config.fold or 0
-    named = re.search(r"_fold(\d+)", os.path.basename(os.path.abspath(source.path)))
-    fold = int(named[1]) if named else source.record.get("fold")
-    if fold is None:
-        raise InputError(
-            f"weight={source.path} does not end in _fold<N>; say which classes are novel with "
-            "fold=N")
-    check_fold(config.benchmark, fold, f" (that of weight={source.path}; give fold=N)")
-    return fold
-
-
-def default_weight(fold: int | None) -> str:
-    """Returns the shipped tiny weights of a fold."""
-    return str(CHECKOUT / "weight" / "tiny" / f"shapes_fold{fold or 0}")
 
 
 # ---- one's own pictures ----
@@ -159,10 +153,15 @@ def run_segment(config: SegmentConfig) -> int:
     config = replace(config, image_size=source.image_size(config.image_size),
                      threshold=source.threshold(config.threshold))
 
+    from diffews.evaluation.labels.results import label_results
+
     with one_writer(Path(config.out)):
         count = segment(config, source, queries)
+        labelled = label_results(config, queries)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
+    if labelled:
+        print(labelled)
     return 1 if queries.unreadable else 0
 
 
@@ -205,37 +204,29 @@ def run_train(config: TrainConfig) -> None:
         print(f"wrote {config.out}/unet/unet")
 
 
-def find_start(config: TrainConfig) -> WeightDir:
-    """Finds the weights to start from, which must be of the config's variant."""
-    init = find_weights(str(config.init), config.base, key="init")
-    ours, theirs = Variant.of(vars(config)).asdict(), init.record.get("variant")
-    for name, value in Variant.read(theirs).asdict().items():
-        if value != ours[name]:
-            raise InputError(
-                f"init={config.init} was trained with {name}={value}, and this run has "
-                f"{name}={ours[name]}; give {name}={value}")
-    return init
+def run_train_presence(config: TrainPresenceConfig) -> None:
+    """Trains a presence head on frozen weights."""
+    source = find_weights(config.weight, config.base)
+    fold, out = find_fold(config, source), Path(config.out or source.path)
+    check_head_fold(config, source, fold)
+    if (out / PRESENCE).exists():
+        raise InputError(f"{out / PRESENCE} exists; remove it or give out=")
+    config = replace(config, image_size=source.image_size(config.image_size))
+    benchmark = open_benchmark(
+        config.benchmark, config.data, fold, "train", config.splits, config.shots,
+        **config.options())
+    check_absence_is_known(benchmark, f"benchmark={config.benchmark}")
+    benchmark.check_files(
+        dict.fromkeys(sample for samples in benchmark.images.values() for sample in samples))
 
+    from diffews.training.presence import check_out, train_presence
 
-def open_training_set(config: TrainConfig) -> Benchmark:
-    """Opens the training classes of a benchmark, or of the mix that is asked for."""
-    if not config.mix:
-        return open_benchmark(
-            config.benchmark, config.data, config.fold, "train", config.splits, config.shots,
-            **config.options())
-    from diffews.data.mix import Mix, parse_mix
-
-    # each benchmark of a mix takes the options that it knows
-    options = {name: value for name, value in config.options().items() if value not in (None, [])}
-    shares = [(name, weight, option_names(name)) for name, weight in parse_mix(config.mix)]
-    foreign = options.keys() - {option for _, _, names in shares for option in names}
-    if foreign:
-        raise InputError(f"{min(foreign)}= is a key of no benchmark in mix=")
-    return Mix([
-        (name, weight, open_benchmark(
-            name, config.data, None, "train", config.splits, config.shots,
-            **{option: options[option] for option in names if option in options}))
-        for name, weight, names in shares])
+    check_out(source, out)
+    with one_writer(out):
+        record = train_presence(config, benchmark, source, out, fold)
+    if "held_out_auroc" in record:
+        print(f"AUROC {record['held_out_auroc']:.3f} on held-out queries of seen classes")
+    print(f"wrote {out / PRESENCE}")
 
 
 # ---- data ----
@@ -247,15 +238,6 @@ def run_episodes(config: EpisodesConfig) -> None:
     if config.save:
         dataset.episodes.save(Path(config.save))
     print(dataset.episodes.to_json())
-
-
-def open_test_set(
-    config: BenchmarkKeys, fold: int | None, image_size: int, **options: Any
-) -> EpisodeDataset:
-    """Opens the episodes that a config names; options are more arguments of `load_benchmark`."""
-    return load_benchmark(
-        config.benchmark, config.data, fold=fold, shots=config.shots, image_size=image_size,
-        splits=config.splits, **config.options(), **options)
 
 
 def run_prepare(config: PrepareConfig) -> int:
@@ -319,6 +301,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {  # in the orde
     "eval": (EvalConfig, run_eval),
     "segment": (SegmentConfig, run_segment),
     "train": (TrainConfig, run_train),
+    "train-presence": (TrainPresenceConfig, run_train_presence),
     "baselines": (BaselinesConfig, run_baselines),
     "prepare": (PrepareConfig, run_prepare),
     "check": (CheckConfig, run_check),

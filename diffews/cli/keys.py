@@ -209,7 +209,9 @@ def _parse(text: str, item: Field | None) -> Any:
     if kinds[0] is bool and str in kinds and text.lower() in SWITCH:  # or a word: auto
         return text.lower() == "true"
     if typing.get_origin(kinds[0]) is list:
-        return [word for word in text.split(",") if word]
+        # a comma inside double quotes is part of a name: classes='"cup, mug",plate'
+        words = re.findall(r'"([^"]*)"(?=,|$)|([^,]+)', text)
+        return [quoted or plain for quoted, plain in words if quoted or plain]
     return text
 
 

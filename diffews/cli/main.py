@@ -20,6 +20,7 @@ AGAIN = "run the same command again"
 GO_ON = {  # how an interrupted command goes on
     "eval": "the same command goes on from here",
     "train": "the same command with resume=latest goes on from the last checkpoint",
+    "train-presence": "the same command goes on from here",
     "prepare": "the same command goes on from here",
 }
 

@@ -185,6 +185,7 @@ class Benchmark(ABC):
     test_episodes = 1000
     classes_in_turn = False  # whether test episodes take the classes in turn, or draw them
     builtin_lists = False  # whether the published lists are built in
+    labels_all = True  # whether `classes_in` knows every class that a picture holds
     class_ids: list[int]  # of the split: the fold's novel classes in the test split
     class_names: dict[int, str]
     images: dict[int, list[Sample]]  # of each class, in the order that published episodes need

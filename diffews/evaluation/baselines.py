@@ -35,10 +35,14 @@ def baselines_table(
         source: the model that is shown swapped supports.
 
     Raises:
-        InputError: for a run of other classes or queries.
+        InputError: for a run of other classes or queries, or names that are not one a run.
 
     """
-    rows = [_run_row(Path(run), dataset) for run in config.runs]
+    names: list[str | None] = [*config.names] or [None] * len(config.runs)
+    if len(names) != len(config.runs):
+        raise InputError(f"names= has {len(names)} names for {len(config.runs)} runs; name each")
+    rows = [_run_row(Path(run), name, dataset)
+            for run, name in zip(config.runs, names, strict=True)]
     device = pick_device(config.device)
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
@@ -130,7 +134,7 @@ def swap_supports(dataset: EpisodeDataset, shots: int) -> list[tuple[Episode, Ep
     return pairs
 
 
-def _run_row(folder: Path, dataset: EpisodeDataset) -> dict[str, Any]:
+def _run_row(folder: Path, name: str | None, dataset: EpisodeDataset) -> dict[str, Any]:
     """Returns the row of a finished evaluation, which must be of the same classes and queries."""
     run = read_run(folder)
     queries = [episode.query.name for episode in dataset.episodes]
@@ -139,5 +143,5 @@ def _run_row(folder: Path, dataset: EpisodeDataset) -> dict[str, Any]:
         cure = "give the same fold= and episodes="
         raise InputError(f"runs={folder}: not the same classes and queries as here; {cure}")
     return {
-        "name": f"DiffewS, {run.shots}-shot", "episodes": len(queries), "miou": run.miou,
+        "name": name or f"DiffewS, {run.shots}-shot", "episodes": len(queries), "miou": run.miou,
         "fb_iou": run.fb_iou}

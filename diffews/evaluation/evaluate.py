@@ -20,8 +20,9 @@ from tqdm import tqdm
 from diffews.data.episodes import EpisodeDataset
 from diffews.data.prefetch import stream
 from diffews.errors import InputError, says_how_to_go_on
-from diffews.evaluation.groups import (
-    Answer, count_group, make_groups, read_group, segment_group)
+from diffews.evaluation.absent import Negatives, answer_group, presence_identity
+from diffews.evaluation.fs_cs import evaluate_fs_cs
+from diffews.evaluation.groups import Answer, Group, make_groups, read_group, segment_group
 from diffews.evaluation.metrics import boundary_counts, intersection_and_union
 from diffews.evaluation.records import Record, Records, summarize
 from diffews.evaluation.seen import seen_classes
@@ -77,6 +78,11 @@ def _evaluate(
 ) -> dict[str, Any] | None:
     is_main = world.is_main_process
     load = functools.cache(functools.partial(open_pipeline, config, source, device, config.threads))
+    if config.protocol == "fs_cs":
+        if world.num_processes > 1:
+            raise InputError("protocol=fs_cs runs in one process; start it without a launcher")
+        identity = run_identity(config, dataset, source, device)
+        return evaluate_fs_cs(config, dataset, load, identity, out)
     config = settle_batch(config, dataset, load, device, out)
 
     # novel classes are to be novel
@@ -98,8 +104,8 @@ def _evaluate(
 
     if groups:
         # bad input is refused before anything loads
-        read = functools.partial(
-            read_group, dataset, originals=config.extra_metrics, prompt=config.prompt)
+        negatives = Negatives(dataset, f"benchmark={config.benchmark}") if config.absent else None
+        read = functools.partial(_read, dataset, negatives, config)
         read(groups[0])
         pipeline = load()
         if config.kv_sampling is not None:
@@ -112,9 +118,7 @@ def _evaluate(
 
         def answer(ahead: int) -> None:
             while len(answers) < ahead and (group := next(own, None)) is not None:
-                found = segment_group(
-                    pipeline, group, config.shots, config.kv_sampling, config.flips)
-                answers.append(count_group(found, group, thresholds))
+                answers.append(answer_group(pipeline, group, config, thresholds))
 
         # nothing is written before a first group was answered
         start = time.perf_counter()
@@ -134,7 +138,9 @@ def _evaluate(
             for _ in range(0, len(groups), world.num_processes):
                 with in_step() as step:
                     answer(2)  # one ahead: a GPU computes it while the one before is recorded
-                    step.mine = _record(answers.popleft(), config, dataset, out) if answers else []
+                    step.mine = (
+                        _record(answers.popleft(), config, dataset, out, negatives)
+                        if answers else [])
                 records.append([record for part in step.all for record in part], write=is_main)
                 bar.set_postfix(mIoU=f"{records.scores.running_miou():.2f}", refresh=False)
                 bar.update(min(len(records), len(dataset)) - bar.n)
@@ -220,6 +226,7 @@ def run_identity(
         "objects_sha256": dataset.published.objects_sha256,
         "device": device.type,
         "sweep": [name for name, _, _ in sweep(config)],
+        **presence_identity(config, source, list(dataset.class_names.values())),
     }
 
 
@@ -230,8 +237,16 @@ def sweep(config: "EvalConfig") -> list[tuple[str, float, str]]:
             *((f"absolute {score:g}", score, "absolute") for score in config.absolute_thresholds)]
 
 
+def _read(
+    dataset: EpisodeDataset, negatives: Negatives | None, config: "EvalConfig", indices: list[int]
+) -> Group:
+    group = read_group(dataset, indices, config.extra_metrics, config.prompt)
+    return group if negatives is None else negatives.read(group, config.prompt)
+
+
 def _record(
-    answer: Answer, config: "EvalConfig", dataset: EpisodeDataset, out: Path
+    answer: Answer, config: "EvalConfig", dataset: EpisodeDataset, out: Path,
+    negatives: Negatives | None = None
 ) -> list[Record]:
     """Saves the pictures that were asked for, and makes a record of each episode."""
     group, (counts, *swept) = answer.wait().group, answer.counts.tolist()
@@ -257,6 +272,8 @@ def _record(
             record["own_size"] = _counts(
                 intersection_and_union(answer.own_size[row], picture.mask, picture.ignore))
             record["boundary"] = list(boundary_counts(masks[row], truth, ignore))
+        if negatives is not None:
+            record |= negatives.record(answer, row)
         records.append(record)
     return records
 

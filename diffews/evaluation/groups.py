@@ -26,6 +26,7 @@ class Group:
         distinct: [B + 2*B*S], the same number for the same picture: queries, supports, masks.
         originals: the queries at their own size, each once, if they are asked for.
         names: of the queries, [B].
+        negatives: the same queries with supports of a class that they do not hold, if asked for.
 
     """
 
@@ -38,6 +39,7 @@ class Group:
     distinct: Tensor
     originals: list[DecodedSample]
     names: list[str] = field(default_factory=list)
+    negatives: "Group | None" = None
 
     def shown(
         self, row: int
@@ -202,6 +204,8 @@ class Answer:
         own_size: masks, bool (H_i, W_i), of the group's originals.
         finite, dtypes: as in `Segmentation`.
         ready: on a GPU, the event after which counts and masks have arrived in main memory.
+        presence: [B], where somebody was asked for it.
+        negatives: what was found of the group's negatives.
 
     """
 
@@ -212,6 +216,8 @@ class Answer:
     finite: Tensor
     dtypes: str = ""
     ready: Any = None
+    presence: Tensor | None = None
+    negatives: "Answer | None" = None
 
     def wait(self) -> "Answer":
         """Waits until everything has arrived.
@@ -222,6 +228,8 @@ class Answer:
         """
         if self.ready is not None:
             self.ready.synchronize()
+        if self.negatives is not None:
+            self.negatives.wait()
         check_decoded(self.finite.tolist(), self.group.names, self.dtypes)
         return self
 
@@ -249,12 +257,15 @@ def count_group(
     finite = segmentation.finite
     if finite is None:
         finite = torch.ones(len(segmentation.rgb), dtype=torch.bool, device=masks.device)
+    sure = segmentation.presence
     if masks.device.type != "cuda":
-        return Answer(group, counts, masks[0], own_size, finite, segmentation.dtypes)
+        return Answer(
+            group, counts, masks[0], own_size, finite, segmentation.dtypes, presence=sure)
     counts, first, finite = (_to_pinned(tensor) for tensor in (counts, masks[0], finite))
+    sure = None if sure is None else _to_pinned(sure)
     ready = torch.cuda.Event()
     ready.record()
-    return Answer(group, counts, first, own_size, finite, segmentation.dtypes, ready)
+    return Answer(group, counts, first, own_size, finite, segmentation.dtypes, ready, sure)
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffews.errors import InputError
+from diffews.evaluation.labels import FOLDERS, PICTURES
 from diffews.images.drawn_masks import Pick, read_mask
 from diffews.images.files import IMAGE_SUFFIXES, check_image, open_image
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
 
 RESULTS = ("_mask", "_labels", "_overlay")  # ends of the names of what is written
+NO_NAME = "object"  # of a class that nobody named
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,13 @@ class Query:
     """A picture to segment.
 
     name: its place in `out`, without an ending: of one name in a folder and its sub-folders.
+    place: the file's place in the folder of the queries, / between folders; of several folders, in
+        the one that holds them all.
     """
 
     file: Path
     name: str
+    place: str = ""
 
 
 @dataclass
@@ -85,9 +90,18 @@ def find_queries(config: "SegmentConfig") -> Queries:
                 raise
             queries.unreadable[str(file)] = str(error)
             del placed[file]
-    queries.found = [Query(file, name) for file, name in _names(placed).items()]
+    whole = os.path.commonpath([os.path.abspath(folder) for folder in placed.values()])
+    queries.found = [
+        Query(file, name, Path(os.path.relpath(os.path.abspath(file), whole)).as_posix())
+        for file, name in _names(placed).items()]
     _check_places(config, queries.found)
     return queries
+
+
+def class_names(config: "SegmentConfig") -> list[str]:
+    """Returns the names of the labels 1, 2, ...; of several, a query gets a label map."""
+    banks = [Path(bank).stem for bank in config.bank]
+    return banks or list(dict.fromkeys(config.classes)) or [NO_NAME]
 
 
 def _check_supports(config: "SegmentConfig") -> None:
@@ -108,6 +122,9 @@ def _check_supports(config: "SegmentConfig") -> None:
             raise InputError(f"two banks are named {name!r}; rename one")
         if not Path(bank).is_file():
             raise InputError(f"bank={bank}: no such file; save_bank= writes one")
+    if "scores" in config.format and len(known := class_names(config)) > 1:
+        raise InputError(f"format=scores is for one class, not for {len(known)}; segment one class "
+                         "at a time, each with an out= of its own")
 
 
 def _expand(word: str) -> list[Path]:
@@ -124,6 +141,7 @@ def _expand(word: str) -> list[Path]:
 def _photos(folder: Path, config: "SegmentConfig", queries: Queries) -> Iterator[Path]:
     """Yields a folder's pictures; masks and earlier results are left out, and so are others."""
     given, out = {Path(mask).resolve() for mask in config.mask}, Path(config.out).resolve()
+    labels = {out / name for name in FOLDERS}
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         here = [Path(place) / name for name in sorted(files)]
@@ -145,6 +163,9 @@ def _photos(folder: Path, config: "SegmentConfig", queries: Queries) -> Iterator
         below = [Path(place) / name for name in sorted(folders) if not name.startswith(".")]
         below = [path for path in below
                  if os.path.realpath(path) not in seen and path.resolve() != out]
+        for path in [path for path in below if path.resolve() in labels]:
+            queries.leave_out(path, "a folder of labels in out=")
+            below.remove(path)
         if not config.recursive:
             for path in below:
                 queries.leave_out(path, "a sub-folder; recursive=true looks into it")
@@ -207,7 +228,9 @@ def _check_places(config: "SegmentConfig", queries: Sequence[Query]) -> None:
     given = {Path(file).resolve() for file in (*config.support, *config.mask)}
     given |= {query.file.resolve() for query in queries}
     for query in queries:
-        for end in ("_mask.png", "_labels.png", "_overlay.jpg"):
-            if (place := Path(config.out, query.name + end)).resolve() in given:
+        names = [query.name + end for end in ("_mask.png", "_labels.png", "_overlay.jpg")]
+        names += [f"{folder}/{query.name}.png" for folder in PICTURES]
+        for name in names:
+            if (place := Path(config.out, name)).resolve() in given:
                 raise InputError(f"{place}, a picture that was given, would be written over by a "
                                  f"result of {query.file}; give another out=")

@@ -11,11 +11,13 @@ import numpy as np
 
 from diffews.data.episodes import EpisodeDataset
 from diffews.errors import InputError, refuse, shorten
+from diffews.evaluation.absent import check_absent, summarize_absent
 from diffews.evaluation.metrics import Scores, bootstrap_samples, interval, iou_percent
 from diffews.runtime.files import read_json, write_atomic
 
 # {"index", "class_id", "query", "supports", "inter": [bg, fg], "union": [bg, fg]}, and what else is
-# asked for: "own_size" and "sweep" hold more of "inter" and "union", "boundary" a pair of counts
+# asked for: "own_size" and "sweep" hold more of "inter" and "union", "boundary" a pair of counts;
+# "presence", "truth" and "absent" are those of `absent.py`
 Record = dict[str, Any]
 NAMES = ("class_id", "query", "supports")  # of a record: what the list says
 MOST_PIXELS = 1 << 40  # beyond any picture
@@ -147,6 +149,8 @@ def _extra_scores(records: list[Record], class_ids: Sequence[int]) -> dict[str, 
     if "sweep" in first:
         swept = {name: [record["sweep"][name] for record in records] for name in first["sweep"]}
         extra["miou_by_threshold"] = {name: miou(counts) for name, counts in swept.items()}
+    if "absent" in first:
+        extra |= summarize_absent(records, class_ids)
     return extra
 
 
@@ -192,7 +196,7 @@ def read_result(folder: Path) -> tuple[dict[str, Any], list[Record]]:
     # the intervals are left out: they are drawn, by a generator that may change
     now = summarize(records, dict(zip(class_ids, result["per_class"], strict=True)))
     for key in now:
-        if key in result and key != "miou_interval" and not _agree(now[key], result[key]):
+        if key in result and not key.endswith("_interval") and not _agree(now[key], result[key]):
             there, here = shorten(result[key]), shorten(now[key])
             raise InputError(f"{folder}: result.json says {key}: {there}, its episodes.jsonl "
                              f"gives {here}; {cure} again")
@@ -242,6 +246,8 @@ def read_records(
                 _check_counts(record["own_size"]["inter"], record["own_size"]["union"], MOST_PIXELS)
                 inter, union = record["boundary"]
                 _check_counts([inter, 0], [union, 0], image_size**2)
+            if "absent" in record:
+                check_absent(record, image_size**2)
         records.append(record)
     return records
 

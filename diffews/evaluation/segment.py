@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,20 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from diffews.errors import InputError, printable
-from diffews.evaluation.queries import Queries, Query
+from diffews.evaluation.presence_list import PresenceList
+from diffews.evaluation.queries import Queries, Query, class_names
 from diffews.images.drawn_masks import Pick
 from diffews.images.files import open_image
-from diffews.images.masks import shrink_mask
+from diffews.images.masks import GATE, shrink_mask
 from diffews.images.photos import open_photo, open_photo_mask
-from diffews.models.find import WeightDir
+from diffews.models.find import PRESENCE, WeightDir
 from diffews.runtime.files import hash_files, write_atomic
 
 if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
 
 SETTINGS = "diffews"  # text in a mask's PNG: the hash of what it was made with
+PRESENCE_LIST = "presence.csv"
 SHOWN = 20  # names that a line shows
 
 
@@ -59,11 +62,14 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
     device, out = pick_device(config.device), Path(config.out)
 
     # what is done already, and what a killed run had begun
-    several = len(set(config.classes)) > 1 or len(config.bank) > 1
+    several = len(class_names(config)) > 1
     kind, white = ("labels", 1) if several else ("mask", 255)
     made_with = hash_settings(config, source)
-    places = {query: (out / f"{query.name}_{kind}.png", out / f"{query.name}_overlay.jpg")
+    places = {query: [out / f"{query.name}_{kind}.png", out / f"{query.name}_overlay.jpg"]
               for query in queries.found}
+    if "scores" in config.format:
+        for query, files in places.items():
+            files.append(out / "scores" / f"{query.name}.png")
     for partial in {p for files in places.values() for p in files[0].parent.glob(".*.partial")}:
         partial.unlink(missing_ok=True)
     todo = list(queries.found) if config.overwrite else _not_done(places, made_with, queries)
@@ -71,6 +77,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         return 0
     config = settle_fast(config, device)
     pipeline = open_pipeline(config, source, device, config.threads)
+    least, listed = settle_gate(config, pipeline.presence.kind), PresenceList(out / PRESENCE_LIST)
 
     with memory_advice(), tqdm(total=len(todo), unit="image") as bar:
         # the support of each class is read once, whatever the number of queries
@@ -91,7 +98,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         size, first = config.image_size or pipeline.config.image_size, next(iter(banks.values()))
         settings: dict[str, Any] = {
             "image_size": size, "threshold": config.threshold,
-            "threshold_rule": config.threshold_rule}
+            "threshold_rule": config.threshold_rule, "min_presence": least}
         batch = config.batch
         if batch == "auto":
             black = np.zeros((size, size, 3), np.uint8)
@@ -110,18 +117,63 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
             if not opened:
                 continue
             images = [image for _, image in opened]
+            found: list[np.ndarray]
+            scores: list[np.ndarray] = []
             if several:
-                found = pipeline.label(images, list(banks.values()), batch=len(images), **settings)
+                found = maps = pipeline.label(
+                    images, list(banks.values()), batch=len(images), **settings)
+                sure = maps.presence
             else:
-                found = pipeline(images, first, batch=len(images), **settings).masks
+                output = pipeline(images, first, batch=len(images), **settings)
+                found, alone, scores = output.masks, output.presence, output.scores
+                sure = None if alone is None else [[share] for share in alone]
+            if sure:
+                list_presence(listed, [query for query, _ in opened], list(banks), sure, found)
 
             # the mask comes last: where it is, all is
-            for (query, image), mask in zip(opened, found, strict=True):
+            for row, ((query, image), mask) in enumerate(zip(opened, found, strict=True)):
+                made = made_with + hash_files([query.file])
                 save_image(places[query][1], overlay(np.array(image), mask))
-                write_atomic(places[query][0], _encode_mask(
-                    mask.astype(np.uint8) * white, made_with + hash_files([query.file])))
+                for file in places[query][2:]:
+                    write_atomic(file, _encode_mask(np.rint(scores[row] * 65535), made, np.uint16))
+                write_atomic(places[query][0], _encode_mask(mask * white, made))
                 written += 1
+    listed.close()
     return written
+
+
+def settle_gate(config: "SegmentConfig", kind: str | None) -> float | None:
+    """Returns the presence below which a mask is emptied: as asked, else GATE with a trained head.
+
+    kind: of who is asked, None for nobody.
+    """
+    if config.min_presence is None:
+        return GATE if kind not in (None, "cosine") else None
+    if kind is None:
+        raise InputError(
+            f"min_presence={config.min_presence:g} needs weights with a presence head; train one "
+            "with `diffews train-presence`, or give presence=cosine")
+    return config.min_presence
+
+
+def list_presence(
+    listed: PresenceList, queries: Sequence[Query], classes: Sequence[str],
+    sure: Sequence[Sequence[float]], found: Sequence[np.ndarray]
+) -> None:
+    """Adds to presence.csv what was found of some queries.
+
+    Args:
+        listed: the list.
+        queries: B of them.
+        classes: names, C of them.
+        sure: presence of each class in each query, B times C.
+        found: B masks, or label maps of 1 .. C.
+
+    """
+    for query, shares, mask in zip(queries, sure, found, strict=True):
+        for number, (name, share) in enumerate(zip(classes, shares, strict=True), start=1):
+            area = float((mask == number).mean())
+            listed.add(f"{query.name}{query.file.suffix}", name or "object", share, area)
 
 
 def report(queries: Queries) -> None:
@@ -144,12 +196,15 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
     ages = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
     given = [Path(file) for file in (*config.support, *config.mask, *config.bank)]
     content = [hash_files([file]) for file in given]
-    settings = [ages, str(source.base), content, [getattr(config, name) for name in names]]
+    values = [getattr(config, name) for name in names]
+    settings: list[Any] = [ages, str(source.base), content, values]
+    if (source.path / PRESENCE).is_dir() or config.presence != "auto":
+        settings += [config.presence, config.min_presence]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def _not_done(
-    places: dict[Query, tuple[Path, Path]], made_with: str, queries: Queries
+    places: dict[Query, list[Path]], made_with: str, queries: Queries
 ) -> list[Query]:
     """Returns the queries whose results are missing, or are of other settings."""
     todo, other = [], 0
@@ -160,6 +215,8 @@ def _not_done(
         try:
             found = open_image(files[0]).info.get(SETTINGS)
             wanted = made_with + hash_files([query.file])
+            if found == wanted and len(files) > 2:  # scores may be of an earlier run
+                found = open_image(files[2]).info.get(SETTINGS, "")
         except InputError:
             found, wanted = "", made_with  # a mask that is broken is made again
         if found is None:
@@ -199,9 +256,9 @@ def _open_mask(
     return mask
 
 
-def _encode_mask(mask: np.ndarray, made_with: str) -> bytes:
-    """Encodes a mask as PNG that says what it was made with."""
+def _encode_mask(mask: np.ndarray, made_with: str, dtype: type = np.uint8) -> bytes:
+    """Encodes a mask, or scores, as PNG that says what it was made with."""
     text, file = PngImagePlugin.PngInfo(), io.BytesIO()
     text.add_text(SETTINGS, made_with)
-    Image.fromarray(mask).save(file, "PNG", pnginfo=text, compress_level=1)
+    Image.fromarray(mask.astype(dtype)).save(file, "PNG", pnginfo=text, compress_level=1)
     return file.getvalue()

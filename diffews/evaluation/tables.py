@@ -12,12 +12,15 @@ import numpy as np
 
 from diffews.data.registry import BENCHMARKS, benchmark_class, load_benchmark
 from diffews.errors import InputError, printable, refuse, shorten
+from diffews.evaluation.fs_cs import is_fs_cs, read_fs_cs
 from diffews.evaluation.metrics import interval
-from diffews.evaluation.published import IMAGE_SIZE, PUBLISHED, FoldScores, Published
+from diffews.evaluation.published import FS_CS, IMAGE_SIZE, PUBLISHED, FoldScores, Published
 from diffews.evaluation.records import Record, read_result, resample
 
 # what the runs of one row need not have in common, since it goes with the fold
-BY_FOLD = ("benchmark", "fold", "shots", "weight_sha256", "base_sha256", "list_sha256")
+BY_FOLD = (
+    "benchmark", "fold", "shots", "weight_sha256", "base_sha256", "list_sha256",
+    "presence_sha256")
 Row = list[str]
 Columns = list[float | None]  # scores of each number of shots: the folds, then their mean
 Measured = tuple[float, np.ndarray]  # a score in percent, and its bootstrap resamples
@@ -61,6 +64,8 @@ def table(
     if names and len(names) != len(folders):
         raise InputError(f"names= has {len(names)} names for {len(folders)} runs; name each, the "
                          "runs of one row alike")
+    if any(is_fs_cs(folder) for folder in folders):
+        return fs_cs_table(folders, style, names)
     runs = [read_run(folder) for folder in folders]
     compared = ["episodes", "list", "variant", *(key for key in compared if key not in BY_FOLD)]
 
@@ -90,6 +95,48 @@ def table(
         notes = list(map(printable, notes))
         rows = [list(map(printable, row)) for row in rows]
         parts.append(STYLES[style](benchmark, header, rows, notes))
+    return "\n\n".join(parts)
+
+
+def fs_cs_table(folders: Sequence[Path], style: str, names: Sequence[str] = ()) -> str:
+    """Returns a table of runs with protocol=fs_cs, beside published rows of as many classes.
+
+    A row is the mean of a weight dir's folds, with their exact ratio and mIoU.
+
+    Raises:
+        InputError: for runs of another protocol among them, or of two settings in one row.
+
+    """
+    others = [folder for folder in folders if not is_fs_cs(folder)]
+    if others:
+        raise InputError(f"{others[0]} is not of protocol=fs_cs, as others are; make two tables")
+    rows: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    for number, folder in enumerate(folders):
+        run = read_fs_cs(folder)
+        name = names[number] if names else _method(Path(run["weight"]))
+        key = (run["benchmark"], run["way"], run["shots"], name, run["image_size"],
+               run["episodes"], str(run["presence"]))
+        if run["fold"] in rows.setdefault(key, {}):
+            raise InputError(f"{folder}: fold {run['fold']} of {name} is there already; name the "
+                             "runs apart with names=")
+        rows[key][run["fold"]] = run
+
+    parts = []
+    for benchmark, way, shots in dict.fromkeys(key[:3] for key in rows):
+        header = ["method", "folds", "exact ratio", "mIoU", "source"]
+        cells = [[method, "mean", f"{exact:.1f}", f"{miou:.1f}", source]
+                 for method, n, exact, miou, source in FS_CS
+                 if (benchmark, shots, n) == ("coco20i", 1, way)]
+        for key, of_fold in rows.items():
+            if key[:3] == (benchmark, way, shots):
+                means = [np.mean([run[score] for run in of_fold.values()])
+                         for score in ("exact_ratio", "miou")]
+                cells.append([f"{key[3]} (ours)", ", ".join(f"F{fold}" for fold in sorted(of_fold)),
+                              *(f"{mean:.1f}" for mean in means), "measured here"])
+        notes = ["other rows are quoted from their source, at 400 pixels; the data of ours are "
+                 "those in its result.json"]
+        title = f"{benchmark}, FS-CS, {way}-way {shots}-shot"
+        parts.append(STYLES[style](title, header, cells, notes))
     return "\n\n".join(parts)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 THRESHOLD_RULES = ("reference", "paper", "absolute")
+GATE = 0.5  # presence from which a class counts as there, with a trained head
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
@@ -116,12 +117,17 @@ class Segmentation:
         finite: whether all that was decoded were numbers, bool [B]; None: it is known that they
             are. What is not finite would be black, see `check`.
         dtypes: in what precision it was computed, in words.
+        presence: how sure it is that the class is in the query at all, [B] in [0, 1]; None where
+            nobody was asked.
+        absent: bool [B], whose masks are empty whatever the scores; None: nobody's.
 
     """
 
     rgb: "Tensor"
     finite: "Tensor | None" = None
     dtypes: str = ""
+    presence: "Tensor | None" = None
+    absent: "Tensor | None" = None
 
     def check(self, names: Sequence[str]) -> "Segmentation":
         """Raises InputError for a query whose decoded picture holds what is no number.
@@ -131,6 +137,21 @@ class Segmentation:
         if self.finite is not None:
             check_decoded(self.finite.tolist(), names, self.dtypes)
         return self
+
+    def gate(self, least: float | None) -> "Segmentation":
+        """Empties the masks of queries whose presence is below `least`; None empties none.
+
+        Raises:
+            InputError: where nobody was asked for presence.
+
+        """
+        if least is None:
+            return self
+        if self.presence is None:
+            raise InputError(
+                f"min_presence={least:g} needs weights with a presence head; train one with "
+                "`diffews train-presence`, or leave it out")
+        return replace(self, absent=self.presence < least)
 
     def mirrored(self) -> "Segmentation":
         """Returns the scores flipped left to right."""
@@ -142,11 +163,15 @@ class Segmentation:
 
         flags = [part.finite for part in (self, other) if part.finite is not None]
         finite = torch.stack(flags).all(0) if flags else None
-        return replace(self, rgb=(self.rgb + other.rgb) / 2, finite=finite)
+        presence = self.presence
+        if presence is not None and other.presence is not None:
+            presence = (presence + other.presence) / 2
+        return replace(
+            self, rgb=(self.rgb + other.rgb) / 2, finite=finite, presence=presence)
 
     def masks(self, threshold: float, rule: str) -> "Tensor":
         """Thresholds the scores -> bool [B, S, S]; see `scores_and_limit`."""
-        scores, limits = scores_and_limit(self.rgb, threshold, rule)
+        scores, limits = self._limits(threshold, rule)
         return scores > limits[:, None, None]
 
     def at_sizes(
@@ -156,10 +181,17 @@ class Segmentation:
 
         The limit is that before the resize.
         """
-        _, limits = scores_and_limit(self.rgb, threshold, rule)
+        _, limits = self._limits(threshold, rule)
         scores = [resize_scores(rgb, shape) for rgb, shape in zip(self.rgb, shapes, strict=True)]
         return [((score > limit).cpu().numpy(), score.cpu().numpy())
                 for score, limit in zip(scores, limits, strict=True)]
+
+    def _limits(self, threshold: float, rule: str) -> "tuple[Tensor, Tensor]":
+        """Scores and limits as `scores_and_limit` gives them; no score exceeds an absent one's."""
+        scores, limits = scores_and_limit(self.rgb, threshold, rule)
+        if self.absent is not None:
+            limits = limits.masked_fill(self.absent, float("inf"))
+        return scores, limits
 
 
 def resize_scores(scores: "Tensor", shape: tuple[int, int]) -> "Tensor":
@@ -174,6 +206,12 @@ def resize_scores(scores: "Tensor", shape: tuple[int, int]) -> "Tensor":
     return scores.mean(0)
 
 
+def check_presence(least: float | None) -> None:
+    """Raises InputError for a least presence outside [0, 1]."""
+    if least is not None and not 0 <= least <= 1:
+        raise InputError(f"min_presence={least:g} is not in [0, 1]")
+
+
 def check_threshold(threshold: float, rule: str) -> None:
     """Raises InputError unless 0 <= threshold < 1 and the rule is known."""
     if rule not in THRESHOLD_RULES:
@@ -182,8 +220,11 @@ def check_threshold(threshold: float, rule: str) -> None:
         raise InputError(f"threshold={threshold} is not in [0, 1)")
 
 
-def check_call(threshold: float, threshold_rule: str, batch: int) -> None:
-    """Raises InputError for a threshold, a rule or a batch that cannot be."""
+def check_call(
+    threshold: float, threshold_rule: str, batch: int, min_presence: float | None = None
+) -> None:
+    """Raises InputError for a threshold, a rule, a batch or a least presence that cannot be."""
     check_threshold(threshold, threshold_rule)
+    check_presence(min_presence)
     if batch < 1:
         raise InputError(f"batch={batch} must be at least 1")

@@ -21,18 +21,15 @@ class SupportBank:
     """Keys and values that every self-attention layer computed for a batch of support sets.
 
     Shapes: B support sets, S shots in each, N tokens of a layer, C channels of a layer.
-    A bank is a value: all methods but `record` leave it as it is and return a new one.
-    visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; None shows all.
-    last: the layer that records last; its attention is left out, since nobody reads the rest of
-    the support pass.
+    A bank is a value: its methods leave it as it is and return a new one.
+    signature: what a presence head compares of each shot, name -> [B, S, C]; see `presence.py`.
     """
 
     def __init__(
             self, shots: int, layers: dict[str, tuple[Tensor, ...]] | None = None,
-            visible: Tensor | None = None, last: str | None = None) -> None:
-        self.last = last
+            signature: dict[str, Tensor] | None = None) -> None:
         self.shots = shots
-        self._visible = visible
+        self.signature = dict(signature or {})
         # name -> key, value [B, S*N, C] and, if any token is hidden, seen [B, S*N, 1]
         self._layers = dict(layers or {})
 
@@ -56,17 +53,6 @@ class SupportBank:
     def nbytes(self) -> int:
         """Bytes that the keys and values take."""
         return sum(tensor.nbytes for tensors in self._layers.values() for tensor in tensors)
-
-    def record(self, layer: str, key: Tensor, value: Tensor) -> None:
-        """Keeps key and value of a layer, each [B*S, N, C]; the shots of one set are neighbours."""
-        if layer in self._layers:  # gradient checkpointing runs the pass again, in backward
-            return
-        tensors = [key, value]
-        if self._visible is not None:
-            tensors.append(visible_tokens(self._visible, key.shape[1]).to(key.dtype))
-        batch = key.shape[0] // self.shots
-        self._layers[layer] = tuple(
-            tensor.reshape(batch, -1, tensor.shape[-1]) for tensor in tensors)
 
     def extend(self, layer: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Appends the support tokens to a query's key and value: [B, N, C] -> [B, N + S*N, C]."""
@@ -111,7 +97,9 @@ class SupportBank:
         layers = {
             layer: tuple(map(_cat, _parts(tensors, hides), _parts(other._layers[layer], hides)))
             for layer, tensors in self._layers.items()}
-        return SupportBank(self.shots + other.shots, layers)
+        both = self.signature.keys() & other.signature.keys()
+        signature = {name: _cat(self.signature[name], other.signature[name]) for name in both}
+        return SupportBank(self.shots + other.shots, layers, signature)
 
     def sample(self, shots: int, generator: torch.Generator | None = None) -> "SupportBank":
         """Returns a random subset of every layer's tokens (paper, section 4.5).
@@ -130,7 +118,11 @@ class SupportBank:
             order = torch.randperm(count, generator=generator)
             kept = order[: count * shots // self.shots].sort().values
             layers[layer] = tuple(tensor[:, kept.to(tensor.device)] for tensor in tensors)
-        return SupportBank(shots, layers)
+        return SupportBank(shots, layers, self.signature)
+
+    def sign(self, signature: dict[str, Tensor]) -> "SupportBank":
+        """Returns the bank with another signature."""
+        return SupportBank(self.shots, self._layers, signature)
 
     def save(self, path: str | Path, weights: str = "") -> None:
         """Writes the bank as a safetensors file.
@@ -141,6 +133,8 @@ class SupportBank:
             f"{layer}.{part}": tensor.contiguous()
             for layer, tensors in self._layers.items()
             for part, tensor in zip(_PARTS, tensors, strict=False)}
+        tensors |= {
+            _SIGNATURE + name: tensor.contiguous() for name, tensor in self.signature.items()}
         check_finite(tensors.items(), f"{path}, not written", "encode the support in dtype=fp32")
         metadata = {"shots": str(self.shots), "weights": weights}
         write_atomic(Path(path), save(tensors, metadata=metadata))
@@ -158,23 +152,28 @@ class SupportBank:
 
         """
         layers: dict[str, dict[str, Tensor]] = {}
+        signature: dict[str, Tensor] = {}
+        place = "cpu" if torch.device(device).type == "cpu" else str(device)  # knows no cpu:0
         try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
+            with safe_open(path, framework="pt", device=place) as file:
                 metadata = file.metadata() or {}
                 shots = int(metadata["shots"])
                 for name in file.keys():  # noqa: SIM118  (no mapping)
+                    if name.startswith(_SIGNATURE):
+                        signature[name.removeprefix(_SIGNATURE)] = file.get_tensor(name)
+                        continue
                     layer, _, part = name.rpartition(".")
                     layers.setdefault(layer, {})[part] = file.get_tensor(name)
             found = {
                 layer: tuple(parts[part] for part in _PARTS[: max(2, len(parts))])
                 for layer, parts in layers.items()}
-            _check_shapes(found, shots)
+            _check_shapes(found, signature, shots)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(
                 f"{path} is not a support bank ({error}); write one with SupportBank.save"
             ) from error
 
-        for layer, parts in layers.items():
+        for layer, parts in {**layers, "signature": signature}.items():
             check_finite(
                 ((f"{layer}.{part}", tensor) for part, tensor in parts.items()), str(path),
                 "encode the support again")
@@ -184,17 +183,53 @@ class SupportBank:
             raise InputError(
                 f"{path}: other weights, or another precision, recorded this bank; "
                 "encode the support again")
-        return cls(shots, found)
+        return cls(shots, found, signature)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "SupportBank":
         layers = {layer: tuple(map(function, tensors)) for layer, tensors in self._layers.items()}
-        return SupportBank(self.shots, layers)
+        signature = {name: function(tensor) for name, tensor in self.signature.items()}
+        return SupportBank(self.shots, layers, signature)
+
+
+class BankRecorder:
+    """Takes what the layers of a support pass compute; `bank` is the value that they make.
+
+    It has no `.to`: the hooks of offloaded models call that on every argument, and would record
+    into a copy.
+    visible: [B*S, 1, h, w], 0 where a support token is hidden from the query; None shows all.
+    last: the layer that records last; its attention is left out, since nobody reads the rest of
+    the support pass.
+    """
+
+    def __init__(
+            self, shots: int, visible: Tensor | None = None, last: str | None = None) -> None:
+        self.shots, self.last = shots, last
+        self._visible = visible
+        self._layers: dict[str, tuple[Tensor, ...]] = {}
+
+    def record(self, layer: str, key: Tensor, value: Tensor) -> None:
+        """Keeps key and value of a layer, each [B*S, N, C]; the shots of one set are neighbours."""
+        if layer in self._layers:  # gradient checkpointing runs the pass again, in backward
+            return
+        tensors = [key, value]
+        if self._visible is not None:
+            tensors.append(visible_tokens(self._visible, key.shape[1]).to(key))
+        batch = key.shape[0] // self.shots
+        self._layers[layer] = tuple(
+            tensor.reshape(batch, -1, tensor.shape[-1]) for tensor in tensors)
+
+    @property
+    def bank(self) -> SupportBank:
+        """What was recorded so far."""
+        return SupportBank(self.shots, self._layers)
 
 
 _PARTS = ("key", "value", "seen")  # of a layer, in a bank's file
+_SIGNATURE = "signature/"  # how the names begin of what is kept beside the layers
 
 
-def _check_shapes(layers: dict[str, tuple[Tensor, ...]], shots: int) -> None:
+def _check_shapes(
+        layers: dict[str, tuple[Tensor, ...]], signature: dict[str, Tensor], shots: int) -> None:
     """Raises ValueError unless every layer holds so many shots of the same support sets."""
     sets = {tensors[0].shape[0] for tensors in layers.values() if tensors[0].ndim}
     for layer, (key, value, *seen) in layers.items():
@@ -203,6 +238,9 @@ def _check_shapes(layers: dict[str, tuple[Tensor, ...]], shots: int) -> None:
                              f"those of {shots} shots")
         if len(sets) != 1 or any(part.shape != (*key.shape[:2], 1) for part in seen):
             raise ValueError(f"{layer}: not of as many support sets or tokens as the rest")
+    for name, tensor in signature.items():
+        if tensor.ndim != 3 or tensor.shape[0] not in sets or tensor.shape[1] != shots:
+            raise ValueError(f"{name}: {list(tensor.shape)} is no signature of {shots} shots")
 
 
 def _parts(tensors: tuple[Tensor, ...], hides: bool) -> tuple[Tensor, ...]:
@@ -282,20 +320,27 @@ class BankAttnProcessor:
     def __call__(
             self, attn: Attention, hidden_states: Tensor,
             encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None,
-            temb: Tensor | None = None, record_to: SupportBank | None = None,
+            temb: Tensor | None = None, record_to: BankRecorder | None = None,
             read_from: SupportBank | None = None, joint: JointPass | None = None,
             text_keys: TextKeys | None = None, text_seen: Tensor | None = None) -> Tensor:
         """Attends as diffusers' processors do: [B, N, C] -> [B, N, C].
 
         encoder_hidden_states: text [B, T, C] in cross-attention, None in self-attention.
+        attention_mask: what the plain forward adds to the scores, [B, 1, tokens]; None: nothing.
         record_to, read_from, joint: what self-attention does beside attending to itself.
         text_keys: keys and values of a constant text. text_seen: bool [B, 1, 1, T]; None for all.
         """
         query = attn.to_q(hidden_states)  # [B, N, C]
 
+        # the plain forward's mask, for every head: [B, heads, 1 or N, tokens]
+        if attention_mask is not None:
+            keyed = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            attention_mask = attn.prepare_attention_mask(
+                attention_mask, keyed.shape[1], len(query), out_dim=4)
+
         # cross-attention: the text, whose keys may be known already
         if encoder_hidden_states is not None:
-            attention_mask = text_seen
+            attention_mask = text_seen if text_seen is not None else attention_mask
             if text_keys is not None:
                 rows = query.shape[0]  # with len(), an export would fix the batch
                 key, value = (x.expand(rows, -1, -1) for x in text_keys.layers[self.layer])

@@ -20,7 +20,8 @@ MOST_VALUES = 10**10  # of a network that starts from nothing
 FLOATS = ("F", "BF")  # how the types of floating point begin in a safetensors header
 
 
-def check_config(cls: Any, folder: Path, with_weights: bool = True) -> None:
+def check_config(
+        cls: Any, folder: Path, with_weights: bool = True, variant: str | None = None) -> None:
     """Builds a module from config.json without memory, and compares it with its weights' headers.
 
     cls: a module of diffusers or transformers.
@@ -51,7 +52,7 @@ def check_config(cls: Any, folder: Path, with_weights: bool = True) -> None:
 
     asked, held = sum(p.numel() for p in module.parameters()), MOST_VALUES
     if with_weights:
-        held = 2 * _check_headers(folder) + MOST_SLACK
+        held = 2 * _check_headers(folder, variant) + MOST_SLACK
     if asked > held:
         raise InputError(f"{file} asks for {asked:,} values, which its weights do not hold"
                          if with_weights else f"{file} asks for {asked:,} values, too many")
@@ -77,10 +78,10 @@ def _sizes(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((key, v) for v in flat if isinstance(v, int | float))
 
 
-def _check_headers(folder: Path) -> int:
+def _check_headers(folder: Path, variant: str | None) -> int:
     """Reads the headers of a module's safetensors files -> how many values they hold."""
     total = 0
-    for file in weight_files(folder):
+    for file in weight_files(folder, variant):
         if file.suffix != ".safetensors":
             continue
         with refuse(f"{file} does not load"), safe_open(file, framework="pt") as opened:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from diffews.errors import InputError, shorten
-from diffews.models.hub import HUB, resolve
+from diffews.models.hub import HUB, WEIGHT_FILES, resolve
 from diffews.runtime.files import hash_files, read_json, write_atomic
 
 RECORD = "diffews.json"  # written beside trained weights: base, image size, config, versions
+PRESENCE = "presence"  # folder of a weight dir's presence head
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
 DEFAULT_THRESHOLD = 0.25  # the paper's, share of the maximum that foreground exceeds
@@ -20,9 +21,10 @@ DEFAULT_THRESHOLD = 0.25  # the paper's, share of the maximum that foreground ex
 SMALL_VAE_FILES = ("config.json", RECORD, "diffusion_pytorch_model*")
 
 # a module's weights: the first of these that its folder holds
+STEMS = ("diffusion_pytorch_model", "model")
 SAFETENSORS = [
     f"{stem}.{suffix}" for suffix in ("safetensors", "safetensors.index.json", "fp16.safetensors")
-    for stem in ("diffusion_pytorch_model", "model")]
+    for stem in STEMS]
 PICKLES = ["diffusion_pytorch_model.bin", "pytorch_model.bin"]
 
 
@@ -32,12 +34,20 @@ class WeightDir:
 
     path: the weight dir. unet: the folder of its UNet. base: the folder with VAE and text.
     record: what training wrote into the weight dir's diffews.json; empty for released weights.
+    hub_id: as which it was fetched, if it was.
     """
 
     path: Path
     unet: Path
     base: Path
     record: dict[str, Any] = field(default_factory=dict)
+    hub_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The weight dir's name, on the hub that of the subfolder or repository."""
+        named = self.path if self.hub_id is None else self.hub_id.partition("@")[0]
+        return os.path.basename(os.path.abspath(named))
 
     def image_size(self, asked: int | None = None) -> int:
         """Returns the side in pixels to work at: as asked, else as recorded, else 512.
@@ -68,14 +78,14 @@ def find_weights(
 ) -> WeightDir:
     """Finds the UNet in DIR/unet/unet, DIR/unet or DIR, and the base that goes with it.
 
-    weight: the weight dir. base: folder or hub:owner/name; where None, as `find_base` finds it.
+    weight, base: folder or hub:owner/name; where base is None, as `find_base` finds it.
     key: which named it, for errors.
 
     Raises:
         InputError: for a folder that is missing, or in which nothing is found.
 
     """
-    folder = Path(weight)
+    folder = resolve(str(weight), WEIGHT_FILES)
     if not folder.is_dir():
         raise InputError(
             f"{key}={weight}: no such folder; see weight/README.md for where weights can be had")
@@ -87,7 +97,8 @@ def find_weights(
         raise InputError(f"{key}={weight}: no config.json in unet/unet, unet or the folder itself")
 
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    return WeightDir(folder, candidate, find_base(folder, base, record), record)
+    hub_id = str(weight) if str(weight).startswith(HUB) else None
+    return WeightDir(folder, candidate, find_base(folder, base, record), record, hub_id)
 
 
 def find_base(folder: Path, base: str | Path | None, record: dict[str, Any]) -> Path:
@@ -216,9 +227,13 @@ def check_small_vae(
 # ---- weight files, their hashes, and the record beside them ----
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Returns the files that hold a module's weights: one file, or the index and its shards."""
-    file = _weight_file(folder)
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """Returns the files that hold a module's weights: one file, or the index and its shards.
+
+    variant: of diffusers' names, as fp16 of diffusion_pytorch_model.fp16.safetensors; a module that
+    has no such file is in the plain one.
+    """
+    file = _weight_file(folder, variant)
     if file is None:
         raise InputError(f"{folder}: no {SAFETENSORS[0]} in it")
     if ".index." not in file.name:
@@ -248,8 +263,10 @@ def refuse_pickles(*folders: Path) -> None:
                 f"{file} is a pickle; convert it to safetensors, or allow it with allow_bin=true")
 
 
-def _weight_file(folder: Path) -> Path | None:
-    files = (folder / name for name in SAFETENSORS + PICKLES)
+def _weight_file(folder: Path, variant: str | None = None) -> Path | None:
+    ends = [f"{variant}.safetensors", f"safetensors.index.{variant}.json"] if variant else []
+    asked = [f"{stem}.{end}" for end in ends for stem in STEMS]
+    files = (folder / name for name in asked + SAFETENSORS + PICKLES)
     return next((file for file in files if file.is_file()), None)
 
 

@@ -50,6 +50,7 @@ class TokenUNet(DiffewsUNet):
 
         images: RGB [B, 3, S, S] in [-1, 1], of any size S.
         """
+        self.check_not_grouped("interaction=cross_attention")
         encoder, config = self.image_encoder, self.image_encoder.config
         size = (config.image_size, config.image_size)
         pixels = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)

@@ -10,17 +10,29 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from diffews.errors import InputError
-from diffews.models.attention import BankAttnProcessor, JointPass, SupportBank, TextKeys
+from diffews.models.attention import (
+    BankAttnProcessor, BankRecorder, JointPass, SupportBank, TextKeys)
 
 # of both passes, always: one step with alpha_bar = 0, where the clean latent is minus the output
 TIMESTEP = 1
 
+HOOKS = ("_hf_hook", "_diffusers_hook")  # the attributes by which they are attached
+
 
 class _Stem(nn.Conv2d):
-    """`conv_in` that lets features through which `conv_in_ref` has embedded already."""
+    """The first layer of both passes: `conv_in` of images, the UNet's `conv_in_ref` of pairs.
+
+    It is called within forward, when the hooks of an offloaded model have loaded the weights.
+    """
+
+    owner: tuple[Any, ...] = ()  # the UNet; as a module of this one it would be a circle
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if x.shape[1] == self.out_channels else super().forward(x)
+        if x.shape[1] == self.out_channels:  # features, which `segment_jointly` embeds beforehand
+            return x
+        if x.shape[1] == 2 * self.in_channels:
+            return self.owner[0].conv_in_ref(x)
+        return super().forward(x)
 
 
 class DiffewsUNet(UNet2DConditionModel):
@@ -30,18 +42,21 @@ class DiffewsUNet(UNet2DConditionModel):
     @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        stem = self.conv_in
-        width, size, padding = stem.out_channels, stem.kernel_size, stem.padding
-        self.add_module("conv_in", _Stem(stem.in_channels, width, size, padding=padding))
+        plain = self.conv_in
+        width, size, padding = plain.out_channels, plain.kernel_size, plain.padding
+        stem = _Stem(plain.in_channels, width, size, padding=padding)
+        stem.owner = (self,)
+        self.add_module("conv_in", stem)
         self.conv_in_ref = nn.Conv2d(2 * stem.in_channels, width, size, padding=padding)
 
         # every attention knows its name, under which a bank keeps what it recorded
-        self.set_attn_processor({name: BankAttnProcessor(name) for name in self.attn_processors})
+        self.set_default_attn_processor()
         names = [name for name in self.attn_processors if ".attn1." in name]  # self-attention
         layers = {name: self.get_submodule(name.removesuffix(".processor")) for name in names}
         self._widths = {name: layer.to_v.out_features for name, layer in layers.items()}
         rising = [name for name in names if name.startswith("up_blocks.")]
         self._last = rising[-1] if rising else None  # as they run
+        self._readers = [name for name in self.attn_processors if ".attn2." in name]  # of the text
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -64,23 +79,46 @@ class DiffewsUNet(UNet2DConditionModel):
         weight = stem["weight"].repeat(1, 2, 1, 1) / 2
         self.conv_in_ref.load_state_dict({"weight": weight, "bias": stem["bias"]})
 
-    def embed(self, latents: Tensor) -> Tensor:
-        """Returns the first layer's features [B, C, h, w].
+    # ---- the layers' processors, which stay the bank's ----
 
-        latents: [B, 4, h, w] of images, or [B, 8, h, w] of images and masks.
-        """
-        is_pair = latents.shape[1] == 2 * self.config.in_channels
-        return (self.conv_in_ref if is_pair else self.conv_in)(latents)
+    def set_default_attn_processor(self) -> None:
+        """Gives every layer a BankAttnProcessor of its own."""
+        self.set_attn_processor({name: BankAttnProcessor(name) for name in self.attn_processors})
+
+    def set_attention_slice(self, slice_size: Any = "auto") -> None:
+        """Does nothing: torch's attention never holds the matrix that slices would divide."""
+
+    def fuse_qkv_projections(self) -> None:
+        """Does nothing: a bank keeps keys and values apart, which is how they are computed."""
+
+    def unfuse_qkv_projections(self) -> None:
+        """Does nothing, as nothing was fused."""
+
+    # ---- the two passes ----
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether hooks of accelerate or diffusers move the weights, or change their type."""
+        return any(hook in vars(part) for hook in HOOKS for part in (self, self.conv_in))
+
+    def check_not_grouped(self, use: str) -> None:
+        """Raises InputError where hooks load the first layers no sooner than forward begins."""
+        if "_diffusers_hook" in vars(self) and "_diffusers_hook" not in vars(self.conv_in):
+            raise InputError(f"{use} computes outside the UNet's forward, where groups of blocks "
+                             'are not loaded; use enable_group_offload(..., '
+                             'offload_type="leaf_level")')
+
+    def encode_text(self, text: Tensor) -> TextKeys:
+        """Computes what cross-attention makes of a constant text condition [1, tokens, C]."""
+        layers = {}
+        for name in self._readers:
+            layer: Any = self
+            for part in name.split(".")[:-1]:  # get_submodule takes ten times as long
+                layer = layer._modules[part]
+            layers[name] = layer.to_k(text), layer.to_v(text)
+        return TextKeys(text, layers)
 
     # the hook loads an offloaded model: forward's own comes too late, after the first layer
-    @apply_forward_hook
-    def encode_text(self, text: Tensor) -> TextKeys:
-        """Computes once what cross-attention makes of a constant text condition [1, tokens, C]."""
-        names = [name for name in self.attn_processors if ".attn2." in name]
-        layers = {name: self.get_submodule(name.removesuffix(".processor")) for name in names}
-        return TextKeys(
-            text, {name: (layer.to_k(text), layer.to_v(text)) for name, layer in layers.items()})
-
     @apply_forward_hook
     def encode_support(
             self, latents: Tensor, timestep: Tensor, text: Tensor | TextKeys, shots: int,
@@ -97,15 +135,16 @@ class DiffewsUNet(UNet2DConditionModel):
         if shots < 1 or latents.shape[0] % shots:
             raise InputError(
                 f"{latents.shape[0]} support latents do not divide into sets of {shots} shots")
-        bank = SupportBank(shots, visible=visible, last=self._last)
-        self._run(latents, timestep, text, record_to=bank)
+        recorder = BankRecorder(shots, visible, self._last)
+        self._run(latents, timestep, text, record_to=recorder)
 
         # a bank with a layer missing would segment something, and badly
+        bank = recorder.bank
         if len(bank) != len(self._widths):
             raise RuntimeError(
                 f"{len(bank)} of {len(self._widths)} self-attention layers recorded the support "
-                "set; something replaced BankAttnProcessor (enable_xformers..., "
-                "fuse_qkv_projections, set_attention_slice do)")
+                "set; something replaced BankAttnProcessor (enable_xformers... does); call "
+                "set_default_attn_processor()")
         return bank
 
     def check_bank(self, bank: SupportBank) -> None:
@@ -143,18 +182,18 @@ class DiffewsUNet(UNet2DConditionModel):
         timestep: of the queries, 0-d or [B]; supports are clean and take TIMESTEP.
         visible: [B*S, 1, h, w], see `JointPass`.
         """
-        features = torch.cat([self.embed(latents), self.embed(support_latents)])
+        self.check_not_grouped("interaction=qkv_fusion")
         clean = timestep.new_full((len(support_latents),), TIMESTEP)
         timestep = torch.cat([timestep.expand(len(latents)), clean])
         if isinstance(text, Tensor):
-            text = text[:1].expand(len(features), -1, -1)
+            text = text[:1]
+        features = torch.cat([self.conv_in(latents), self.conv_in(support_latents)])
         output = self._run(features, timestep, text, joint=JointPass(shots, visible))
         return -output[: len(latents)]
 
     def _run(
             self, latents: Tensor, timestep: Tensor, text: Tensor | TextKeys,
             **attention: Any) -> Tensor:
-        latents = self.embed(latents)
         if isinstance(text, TextKeys):
             attention["text_keys"] = text
             text = text.embedding

@@ -1,6 +1,5 @@
 """Loads weights, strictly: a tensor too many, too few or of another shape is an InputError."""
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,15 @@ UNETS = {  # what config.json may call them
 # ---- the UNet ----
 
 
-def load_unet(folder: Path, dtype: torch.dtype) -> DiffewsUNet:
-    """Loads a fine-tuned UNet; a plain Stable Diffusion UNet without `conv_in_ref` is an error."""
+def load_unet(folder: Path, dtype: torch.dtype, variant: str | None = None) -> DiffewsUNet:
+    """Loads a fine-tuned UNet; a plain Stable Diffusion UNet without `conv_in_ref` is an error.
+
+    variant: of the files' names, see `weight_files`.
+    """
     name = read_json(folder / "config.json").get("_class_name")
     if str(name) not in UNETS:
         raise InputError(f"{folder / 'config.json'}: _class_name is {name!r}, not a DiffewS UNet")
-    return load_module(UNETS[str(name)], folder, dtype)
+    return load_module(UNETS[str(name)], folder, dtype, variant)
 
 
 def start_unet(
@@ -105,14 +107,14 @@ def _has_weights(folder: Path) -> bool:
 # ---- the VAE, and any module of diffusers ----
 
 
-def load_vae(base: Path, dtype: torch.dtype) -> AutoencoderKL:
+def load_vae(base: Path, dtype: torch.dtype, variant: str | None = None) -> AutoencoderKL:
     """Loads the VAE of a base."""
-    return load_module(AutoencoderKL, base / "vae", dtype)
+    return load_module(AutoencoderKL, base / "vae", dtype, variant)
 
 
 def load_small_vae(
         folder: Path | str, part: str, vae: AutoencoderKL, allow_bin: bool = False,
-        vae_sha256: str | None = None) -> AutoencoderTiny:
+        vae_sha256: str | None = None, variant: str | None = None) -> AutoencoderTiny:
     """Loads an AutoencoderTiny, one part of which stands in for that of the base's VAE.
 
     folder: folder or hub:owner/name with config.json and the weights in the folder itself.
@@ -129,37 +131,38 @@ def load_small_vae(
             check_small_vae(found, part, vae.config, vae_sha256)
         if not allow_bin:
             refuse_pickles(found)
-        return load_module(AutoencoderTiny, found, vae.dtype)
+        return load_module(AutoencoderTiny, found, vae.dtype, variant)
     except InputError as error:
         raise InputError(f"{part}={folder}: {error}") from error
 
 
-def load_module(cls: type[ModelMixin], folder: Path, dtype: torch.dtype) -> Any:
+def load_module(
+        cls: type[ModelMixin], folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
     """Loads a module of diffusers, for inference.
 
     Raises:
         InputError: for tensors that are missing, misshapen or left over, and for damaged files.
 
     """
-    return _load(cls, folder, dtype)[0].eval().requires_grad_(False)
+    return _load(cls, folder, dtype, variant=variant)[0].eval().requires_grad_(False)
 
 
 def _load(
         cls: type[ModelMixin], folder: Path, dtype: torch.dtype,
-        may_lack: str | None = None) -> tuple[Any, list[str]]:
+        may_lack: str | None = None, variant: str | None = None) -> tuple[Any, list[str]]:
     """Loads a module -> the module and the names of the tensors that the file lacks.
 
     may_lack: how the names of those begin that may be missing.
     """
-    file, config = weight_files(folder)[0], folder / "config.json"
-    check_config(cls, folder)
+    file, config = weight_files(folder, variant)[0], folder / "config.json"
+    check_config(cls, folder, variant=variant)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would warn of is checked below
     try:
         with refuse(f"{file} does not load into {cls.__name__}"):
             # low_cpu_mem_usage gives no memory to a tensor that is missing
             module, info = _read(
-                cls, folder, torch_dtype=dtype, low_cpu_mem_usage=may_lack is None,
+                cls, folder, variant, torch_dtype=dtype, low_cpu_mem_usage=may_lack is None,
                 output_loading_info=True)
     except InputError as error:
         raise error if str(file) in str(error) else InputError(f"{config}: {error}") from error
@@ -183,14 +186,15 @@ def _load(
     return module, missing
 
 
-def _read(cls: Any, folder: Path, **keys: Any) -> Any:
+def _read(cls: Any, folder: Path, variant: str | None = None, **keys: Any) -> Any:
     """Reads a module of diffusers or transformers from the file that `weight_files` chose.
 
     Both libraries read a .bin with weights_only=True.
     """
-    file = weight_files(folder)[0]
+    file = weight_files(folder, variant)[0]
+    named = next((word for word in (variant, "fp16") if f".{word}." in file.name), None)
     return cls.from_pretrained(
-        str(folder), variant="fp16" if ".fp16." in file.name else None,
+        str(folder), variant=named,
         use_safetensors=file.suffix != ".bin", local_files_only=True, **keys)
 
 
@@ -252,17 +256,6 @@ def empty_prompt_ids(base: Path) -> dict[str, list[int]]:
     return {
         "eval": tokenizer("", padding="do_not_pad").input_ids,
         "train": tokenizer("", padding="max_length", max_length=77).input_ids}
-
-
-def hash_tensors(*modules: torch.nn.Module, text: Tensor) -> str:
-    """Returns the sha256 of the modules' tensors in their precision here, and of the text."""
-    digest = sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            values = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-            digest.update(name.encode() + values.tobytes())
-    digest.update(text.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_parts(unet: DiffewsUNet, vae: AutoencoderKL, text: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -29,11 +29,18 @@ PARTIAL, LOCK = ".partial", ".lock"  # ends of the names of what is not a result
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a file beside its place and moves it there, so that a reader never sees half of it."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Gives a file to write piece by piece, which takes its name only when all went well."""
     partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -9,6 +9,7 @@ import torch
 from diffews.errors import InputError
 from diffews.models.find import (
     RECORD, WeightDir, base_folders, find_weights, hash_vae, refuse_pickles)
+from diffews.models.presence import open_presence
 from diffews.models.weights import load_small_vae, load_text, load_unet, load_vae
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import (
@@ -53,19 +54,23 @@ class Speed:
 
 def load_pipeline(
         weight: str | Path, base: str | Path | None = None, dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu", allow_bin: bool = False) -> DiffewsPipeline:
+        device: torch.device | str = "cpu", allow_bin: bool = False,
+        presence: str = "auto") -> DiffewsPipeline:
     """Loads a weight dir (DIR/unet/unet, DIR/unet or DIR) with its base.
 
     base: folder or hub:owner/name with vae/ and text.safetensors or text_encoder/ + tokenizer/;
     by default as recorded in the weight dir, else a folder beside it.
     dtype: of the UNet. The VAE stays in float32 under float16, where Stable Diffusion's overflows.
     allow_bin: whether pickled `.bin` weights may be read (weights only).
+    presence: who says whether the class is in a query at all: auto, the weight dir's head if it
+    has one; off; cosine, which needs no head; or a head of the kind full or fast.
 
     Raises:
         InputError: for weights that are missing, damaged, or do not belong together.
 
     """
-    return build_pipeline(find_weights(weight, base), dtype, device, allow_bin)
+    return build_pipeline(
+        find_weights(weight, base), dtype, device, allow_bin, presence=presence)
 
 
 @memory_advice()
@@ -75,7 +80,8 @@ def open_pipeline(
     """Loads the weights as a command's keys say, and sets the arithmetic of this process."""
     exact_arithmetic(threads, config.tf32)
     pipeline = build_pipeline(
-        source, torch_dtype(config.dtype), device, config.allow_bin, config.encoder, config.decoder)
+        source, torch_dtype(config.dtype), device, config.allow_bin, config.encoder, config.decoder,
+        config.presence_kind())
     Speed(config.channels_last, config.compile, config.low_memory).apply(pipeline)
 
     if config.ensemble > 1 and not pipeline.method.generation.doubles_input:
@@ -89,7 +95,7 @@ def open_pipeline(
 def build_pipeline(
         source: WeightDir, dtype: torch.dtype, device: torch.device | str,
         allow_bin: bool = False, encoder: str | None = None,
-        decoder: str | None = None) -> DiffewsPipeline:
+        decoder: str | None = None, presence: str = "off") -> DiffewsPipeline:
     """Loads the weights that `find_weights` found; see `load_pipeline`.
 
     encoder, decoder: folders of small VAEs that replace the VAE's halves.
@@ -120,6 +126,7 @@ def build_pipeline(
     text, unet = load_text(source.base), load_unet(source.unet, dtype)
     pipeline = DiffewsPipeline(
         unet, vae, text, size, **small, variant_keys=variant_keys, threshold=source.threshold())
+    pipeline.presence = open_presence(source, presence, unet)
     return pipeline.to(pick_device(str(device)))
 
 
@@ -132,7 +139,9 @@ def settle_fast(config: ModelKeysT, device: torch.device) -> ModelKeysT:
     if not config.fast:
         return config
     is_gpu = device.type == "cuda"
-    chosen: dict[str, Any] = {"fast": False, "channels_last": True, "tf32": is_gpu}
+    # channels_last was measured to pay on a CPU, and nowhere else so far
+    chosen: dict[str, Any] = {
+        "fast": False, "channels_last": config.channels_last or not is_gpu, "tf32": is_gpu}
 
     if is_gpu and config.dtype == "fp32":
         chosen["dtype"] = half_precision(device)

@@ -19,7 +19,6 @@ def make_twin(pipeline: DiffewsPipeline) -> DiffewsPipeline:
     text = {name: tensor.to("meta") for name, tensor in pipeline.text.items()}
     twin = DiffewsPipeline(**copies, text=text, image_size=pipeline.config.image_size,
                            variant_keys=pipeline.config.variant_keys)
-    twin._text()  # computed once, and not counted
     return twin
 
 

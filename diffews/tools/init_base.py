@@ -8,8 +8,10 @@ import torch
 
 from diffews.errors import InputError
 from diffews.models.find import (
-    RECORD, WeightDir, base_folders, check_base, refuse_pickles, weight_files, write_record)
+    PRESENCE, RECORD, WeightDir, base_folders, check_base, refuse_pickles, weight_files,
+    write_record)
 from diffews.models.hub import BASE_FILES, resolve
+from diffews.models.presence import open_presence
 from diffews.models.weights import (
     encode_empty_prompt, load_text, load_unet, load_vae, save_text, start_unet)
 from diffews.pipeline import DiffewsPipeline
@@ -70,7 +72,12 @@ def export_weights(
     check_new(out)
     refuse_pickles(source.unet, *base_folders(source.base) * include_base)
     with new_folder(out) as folder:
-        load_unet(source.unet, dtype).save_pretrained(folder / "unet" / "unet")
+        unet = load_unet(source.unet, dtype)
+        unet.save_pretrained(folder / "unet" / "unet")
+
+        # a presence head goes along, and is from now on that of the weights as written
+        presence = open_presence(source, "auto", unet)
+        presence.save(folder / PRESENCE, folder / "unet" / "unet")
         if not include_base:
             place = str(source.base.resolve())
             write_record(folder, out, {**source.record, "base": place, "base_path": place})

@@ -18,7 +18,7 @@ from diffews.training import LR_END
 from diffews.training.step import StepInput
 
 if TYPE_CHECKING:
-    from diffews.cli.settings import TrainConfig
+    from diffews.cli.training_settings import TrainConfig
 
 MOST_SKIPPED = 30  # steps in a row; float16's scale falls from 2^16 to nothing in so many
 

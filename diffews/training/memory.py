@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from diffews.models.unet import DiffewsUNet
 
 if TYPE_CHECKING:
-    from diffews.cli.settings import TrainConfig
+    from diffews.cli.training_settings import TrainConfig
 
 TO_SPARE = 0.9  # share of the free memory that is counted on; workspaces take of the rest
 MOMENTS = {"adamw": 8, "adamw8bit": 2}  # bytes that the optimizer keeps of a parameter

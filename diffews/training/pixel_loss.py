@@ -29,7 +29,7 @@ from diffews.models.weights import load_small_vae
 from diffews.training.step import Loss, StepInput, latent_loss
 
 if TYPE_CHECKING:
-    from diffews.cli.settings import TrainConfig
+    from diffews.cli.training_settings import TrainConfig
 
 SLOPE = 8.0  # of the logit in p
 SMOOTHING = 1.0  # pixels that Dice adds above and below: an empty mask, found empty, costs nothing

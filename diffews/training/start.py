@@ -14,7 +14,7 @@ from diffews.training.pixel_loss import learned_threshold
 from diffews.variants import Method, Variant
 
 if TYPE_CHECKING:
-    from diffews.cli.settings import TrainConfig
+    from diffews.cli.training_settings import TrainConfig
 
 LINEAGE = ("benchmark", "fold", "config", "init")  # of a record: on which classes it was trained
 

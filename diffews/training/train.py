@@ -46,7 +46,7 @@ from diffews.training.step import StepInput, TrainingStep, encode_batch, encode_
 from diffews.variants import Variant
 
 if TYPE_CHECKING:
-    from diffews.cli.settings import TrainConfig
+    from diffews.cli.training_settings import TrainConfig
 
 PANELS = 6  # episodes in the picture of a validation
 OUT_OF_MEMORY = (

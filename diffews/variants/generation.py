@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from diffews.errors import InputError
 from diffews.models.unet import TIMESTEP
 
 TRAIN_STEPS = 1000  # timesteps of the multi-step generations, Stable Diffusion's
@@ -35,7 +37,14 @@ class Generation(ABC):
         """
 
     @abstractmethod
-    def sample(self, predict: Predict, query: Tensor, steps: int, member: int) -> Tensor:
+    def check_steps(self, steps: int) -> None:
+        """Raises InputError for a number of steps that a call cannot ask for."""
+
+    @abstractmethod
+    def sample(
+        self, predict: Predict, query: Tensor, steps: int, member: int,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
         """Latents of queries [B, 4, h, w] -> latents of their masks.
 
         Args:
@@ -43,6 +52,7 @@ class Generation(ABC):
             query: latents of the queries.
             steps: number of denoising steps, where there are several.
             member: which member of an ensemble; seeds the noise.
+            seeds: one for each query, if they shall not all start from the same noise.
 
         """
 
@@ -55,7 +65,14 @@ class OneStep(Generation):
     ) -> tuple[Tensor, Tensor, Tensor]:
         return query, torch.full((), TIMESTEP, device=query.device), target
 
-    def sample(self, predict: Predict, query: Tensor, steps: int, member: int) -> Tensor:
+    def check_steps(self, steps: int) -> None:
+        raise InputError(f"num_inference_steps={steps}: these weights answer in one step; "
+                         "leave it out")
+
+    def sample(
+        self, predict: Predict, query: Tensor, steps: int, member: int,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
         return predict(query, torch.full((), TIMESTEP, device=query.device))
 
 
@@ -84,7 +101,14 @@ class ImageToMask(Generation):
         timesteps = torch.tensor(steps).to(query.device, non_blocking=True)
         return self._noisy(query, target, query, timesteps)
 
-    def sample(self, predict: Predict, query: Tensor, steps: int, member: int) -> Tensor:
+    def check_steps(self, steps: int) -> None:
+        if not 1 <= steps < TRAIN_STEPS:
+            raise InputError(f"num_inference_steps={steps} is not between 1 and {TRAIN_STEPS - 1}")
+
+    def sample(
+        self, predict: Predict, query: Tensor, steps: int, member: int,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
         """Runs DDIM without noise of its own, from the image's latent."""
         return self._denoise(predict, query, steps)
 
@@ -127,10 +151,16 @@ class NoiseToMask(ImageToMask):
         noisy, timestep, goal = self._noisy(query, target, noise, timesteps)
         return torch.cat([query, noisy], dim=1), timestep, goal
 
-    def sample(self, predict: Predict, query: Tensor, steps: int, member: int) -> Tensor:
-        """Starts every query from the same noise, that of the ensemble's member."""
-        draws = np.random.default_rng(member)
-        noise = torch.from_numpy(draws.standard_normal(query.shape[1:], dtype=np.float32)).to(query)
+    def sample(
+        self, predict: Predict, query: Tensor, steps: int, member: int,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Starts every query from the same noise, that of the ensemble's member, or its own."""
+        origins: list[Any] = [member] if seeds is None else [(seed, member) for seed in seeds]
+        noise = torch.stack([
+            torch.from_numpy(
+                np.random.default_rng(origin).standard_normal(query.shape[1:], dtype=np.float32))
+            for origin in origins]).to(query)
 
         def beside_query(latents: Tensor, timestep: Tensor) -> Tensor:
             return predict(torch.cat([query, latents], dim=1), timestep)
@@ -158,6 +188,21 @@ def multi_resolution_noise(
             draw.standard_normal((1, shape[0], height, width), dtype=np.float32))
         noise += weight * F.interpolate(coarse, size=shape[1:], mode="bilinear")[0]
     return noise / noise.std()
+
+
+def draw_seeds(
+    generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> list[int] | None:
+    """Draws a seed of the noise for each of `count` queries; None without a generator.
+
+    A list of generators holds one for each query.
+    """
+    if generator is None:
+        return None
+    each = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+    if len(each) != count:
+        raise InputError(f"{len(each)} generators for {count} queries; give one, or one each")
+    return [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in each]
 
 
 def make_generation(name: str, beta_start: float, beta_end: float) -> Generation:

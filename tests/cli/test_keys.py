@@ -110,6 +110,19 @@ def test_lists_are_separated_by_commas():
     assert load(SegmentConfig, ["query=pictures"]).support == []
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('"cup, mug",plate', ["cup, mug", "plate"]),
+        ('plate,"cup, mug"', ["plate", "cup, mug"]),
+        ('5" disk,"a', ['5" disk', '"a']),
+        (',"",,a,', ["a"]),
+    ],
+)
+def test_a_comma_inside_double_quotes_separates_nothing(text, names):
+    assert load(SegmentConfig, [f"classes={text}", "query=pictures"]).classes == names
+
+
 def test_lists_come_from_a_file_too(tmp_path):
     (tmp_path / "a.yaml").write_text("support: [a.jpg, b.jpg]\n")
     config = load(SegmentConfig, [f"config={tmp_path / 'a.yaml'}", "query=pictures"])

@@ -20,7 +20,8 @@ from diffews.cli.keys import (
     speed_key,
     training_key,
 )
-from diffews.cli.settings import BenchmarkKeys, EvalConfig, TrainConfig
+from diffews.cli.settings import BenchmarkKeys, EvalConfig
+from diffews.cli.training_settings import TrainConfig
 from diffews.data.registry import BENCHMARKS, load_benchmark, open_benchmark, option_names
 from diffews.evaluation.evaluate import run_identity
 from diffews.evaluation.tables import BY_FOLD
@@ -75,7 +76,7 @@ def test_the_harmless_keys_are_those_of_the_protocol(config_class):
 
 
 def test_every_key_of_eval_is_in_the_identity_or_declared_harmless(identity):
-    entries = identity(EvalConfig())
+    entries = identity(EvalConfig(absent=True, presence="cosine"))
     for name, item in fields_of(EvalConfig).items():
         if item.metadata["changes_result"]:
             assert (item.metadata["counted_as"] or name) in entries
@@ -142,7 +143,7 @@ def test_a_key_that_says_so_does_not_count():
 def test_a_table_row_compares_what_changes_scores_but_for_what_a_fold_brings():
     names = (
         "image_size threshold threshold_rule dtype encoder_sha256 decoder_sha256 denoising_steps "
-        "ensemble kv_sampling prompt flips"
+        "ensemble kv_sampling prompt flips negatives fs_cs"
     )
     assert set(entries_of_scores(EvalConfig)) == {*names.split(), *BY_FOLD}
 

@@ -21,7 +21,7 @@ from training_runs import (
 from diffews import InputError
 from diffews.cli.commands import run_train
 from diffews.cli.keys import load
-from diffews.cli.settings import TrainConfig
+from diffews.cli.training_settings import TrainConfig
 from diffews.data.episodes import decode_sample
 from diffews.data.latents import LatentCache
 from diffews.data.registry import open_benchmark

@@ -182,3 +182,13 @@ def test_a_run_that_is_not_there_is_refused_before_anything_is_computed(
 ):
     words = [f"weight={trained}", f"data={few_shapes}", "episodes=10", f"runs={tmp_path / 'none'}"]
     assert str(tmp_path / "none") in refused("baselines", *words)
+
+
+def test_runs_have_the_names_that_are_given(run, refused, trained, few_shapes, tmp_path):
+    words = [f"weight={trained}", f"data={few_shapes}", "episodes=2"]
+    evaluated = tmp_path / "run"
+    assert run("eval", *words, "workers=0", f"out={evaluated}").code == 0
+    words.append(f"runs={evaluated},{evaluated}")
+    lines = run("baselines", *words, "names=first,second").out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["first", "second"]
+    assert "names= has 1 names for 2 runs" in refused("baselines", *words, "names=first")

@@ -540,7 +540,7 @@ def test_a_run_of_the_shipped_weights_has_a_name(
     run, table, weights, base, coco, tmp_path, monkeypatch
 ):
     shutil.copytree(weights / "coco_fold0", tmp_path / "weight" / "tiny" / "shapes_fold0")
-    monkeypatch.setattr("diffews.cli.commands.CHECKOUT", tmp_path)  # where the shipped weights lie
+    monkeypatch.setattr("diffews.cli.opening.CHECKOUT", tmp_path)  # where the shipped weights lie
     words = [f"base={base}", f"data={coco}", "image_size=64", "episodes=2", "workers=0"]
     assert run("eval", *words, f"out={tmp_path / 'out'}").code == 0
     assert "shapes (ours)" in rows(table([tmp_path / "out"]))

@@ -19,6 +19,7 @@ from fuzz_world import SECRET, open_case
 
 CODES = (0, 1, 2, 130, 143)
 GOLDEN = "weight={}/weight/coco_fold0 base={}/weight/tiny-random-base image_size=64 threads=1"
+HEADED = GOLDEN.replace("weight/coco_fold0", "headed") + " fold=0"
 WEIGHTS = ["weight/**/*.json", "weight/**/*.safetensors"]
 BENCHMARKS = {  # words, and the files that a case may damage
     "coco20i": ("data={}/coco", ["coco/COCO2014/splits/val/*0*", "coco/COCO2014/*/val2014/*"]),
@@ -51,6 +52,16 @@ COMMANDS: dict[str, tuple[float, str, list[str]]] = {
     "eval resume": (
         2, f"{GOLDEN} data={{}}/coco episodes=4 workers=0 out={{}}/run",
         ["run/*.json", "run/*.jsonl", "run/*.jsonl"]),
+    "eval absent": (
+        2, f"{HEADED} data={{}}/coco episodes=2 workers=0 absent=true out={{}}/out",
+        ["headed/presence/*"]),
+    "segment presence": (
+        2, f"{HEADED.removesuffix(' fold=0')} support={{}}/own/support.png mask={{}}/own/mask.png "
+        "query={}/own/queries out={}/out", ["headed/presence/*"]),
+    "train-presence": (
+        1, f"{GOLDEN} data={{}}/coco queries=2 workers=0 hidden=2 out={{}}/out",
+        ["coco/COCO2014/splits/trn/*0*", *WEIGHTS]),
+    "table fs_cs": (1, "runs={}/fs_cs", ["fs_cs/*.json", "fs_cs/*.jsonl"]),
     "table": (2, "runs={}/run", ["run/*.json", "run/*.jsonl"]),
     "figure": (1, "run={}/run out={}/out.png count=1", ["run/*.json", "run/*.jsonl"]),
     "baselines": (
@@ -75,7 +86,13 @@ COMMANDS: dict[str, tuple[float, str, list[str]]] = {
         ["weight/tiny-random-base/vae/*"]),
 }  # fmt: skip
 SIZES = ("steps", "batch", "threads", "workers", "count", "ensemble", "episodes", "accumulate")
-SIZES += ("image_size", "config")  # without them, or with others, work is long and no hang
+SIZES += (
+    "image_size",
+    "config",
+    "queries",
+    "hidden",
+    "way",
+)  # without them, or with others, work is long and no hang
 WORDS_ONLY = ("make-shapes", "make-tiny-base", "benchmark")  # long where nothing is refused
 
 
@@ -112,7 +129,16 @@ def make_case(seed: str, world: Path, folder: Path, light: bool = False) -> Case
         choices[f"check {name}"] = (0.5, common, files)
         choices[f"episodes {name}"] = (0.7, f"{common} save={{}}/out.json", files[:1])
     if light:
-        heavy = ("train", "distill-decoder", "init-base", "check", "baselines", "figure", "export")
+        heavy = (
+            "train",
+            "train-presence",
+            "distill-decoder",
+            "init-base",
+            "check",
+            "baselines",
+            "figure",
+            "export",
+        )
         choices = {
             k: (
                 weight * (0.3 if k.startswith("eval") else 1),

@@ -168,6 +168,10 @@ def _make_results(folder: Path) -> None:
         + [f"query={own}/queries", f"out={folder}/masks", f"save_bank={own}/bank.safetensors"],
         ["episodes", f"data={folder}/coco", "fold=0", f"save={own}/list.json"],
         ["eval", *keys, f"data={folder}/coco", "episodes=4", "workers=0", f"out={folder}/run"],
+        ["train-presence", *keys, f"data={folder}/coco", "queries=2", "workers=0", "hidden=2"]
+        + [f"out={folder}/headed"],
+        ["eval", *keys, f"data={folder}/coco", "episodes=2", "workers=0", f"out={folder}/fs_cs"]
+        + ["protocol=fs_cs", "presence=cosine"],
     ]
     for words in commands:
         said = io.StringIO()

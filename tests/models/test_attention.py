@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffews import InputError, SupportBank
+from diffews.models.attention import BankRecorder
 
 TIMESTEP = torch.tensor(1)
 
@@ -78,11 +79,11 @@ def test_the_shots_of_one_set_stand_next_to_each_other(encode):
 
 
 def test_recording_a_layer_twice_keeps_the_first():
-    bank = SupportBank(1)
+    recorder = BankRecorder(1)
     first, second = torch.ones(1, 2, 3), torch.zeros(1, 2, 3)
-    bank.record("layer", first, first)
-    bank.record("layer", second, second)
-    ((_, key, value),) = bank
+    recorder.record("layer", first, first)
+    recorder.record("layer", second, second)
+    ((_, key, value),) = recorder.bank
     assert torch.equal(key, first) and torch.equal(value, first)
 
 

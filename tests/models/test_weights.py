@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from diffews import DiffewsPipeline, DiffewsUNet, InputError, load_pipeline
+from diffews.cli.keys import CHECKOUT
 from diffews.models.find import (
     DEFAULT_BASE,
     RECORD,
@@ -271,6 +272,21 @@ def test_only_what_is_named_as_a_hub_id_is_fetched_and_aloud(weight, base, hub, 
     assert resolve("hub:someone/there/sub") == base.parent / "sub"
 
 
+def test_weights_come_from_the_hub_with_their_name(weight, base, hub, monkeypatch):
+    there = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **keys: str(weight) if name == "someone/mine_fold2" else there(name, **keys),
+    )
+    found = find_weights("hub:someone/mine_fold2@refs/pr/1", base)
+    assert found.unet == weight / "unet" / "unet" and found.base == base
+    assert (found.name, found.hub_id) == ("mine_fold2", "hub:someone/mine_fold2@refs/pr/1")
+    assert find_weights(weight, base).name == weight.name
+    with pytest.raises(InputError, match="weight=someone/mine: no such folder"):
+        find_weights("someone/mine", base)
+
+
 @pytest.mark.parametrize("name", ["hub:", "hub:one", "hub:a/../b", "hub:a/b@../c", "hub:a/b@"])
 def test_a_hub_id_that_is_none_is_refused(name):
     with pytest.raises(InputError, match="hub:owner/name"):
@@ -486,3 +502,17 @@ def test_a_saved_pipeline_is_a_weight_dir_and_a_base_in_one(pipe, tmp_path):
     assert_same_weights(again.unet, pipe.unet)
     assert_same_weights(again.vae, pipe.vae)
     assert torch.equal(again.text["train"], pipe.text["train"])
+
+
+# ---- what ships ----
+
+
+@pytest.mark.parametrize("fold", range(4))
+@pytest.mark.parametrize(("kind", "threshold"), [("shapes", 0.25), ("plus", 0.5)])
+def test_the_shipped_weights_say_what_they_are(kind, threshold, fold):
+    folder = CHECKOUT / "weight" / "tiny" / f"{kind}_fold{fold}"
+    source = find_weights(folder)
+    assert (source.record["fold"], source.threshold()) == (fold, threshold)
+    assert source.base.samefile(folder.parent / "base")
+    for file in folder.rglob("*.json"):  # nothing of the machine on which they were made
+        assert '"/' not in file.read_text()

@@ -29,7 +29,8 @@ from training_runs import (
 
 import diffews
 from diffews.cli.keys import load
-from diffews.cli.settings import EvalConfig, TrainConfig
+from diffews.cli.settings import EvalConfig
+from diffews.cli.training_settings import TrainConfig
 from diffews.data.registry import load_benchmark, open_benchmark
 from diffews.models.weights import empty_prompt_ids, load_unet, start_unet
 from diffews.training.step import TrainingStep

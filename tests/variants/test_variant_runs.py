@@ -22,7 +22,7 @@ from training_runs import (
 from diffews import DiffewsUNet, load_pipeline
 from diffews.cli.keys import load
 from diffews.cli.main import main
-from diffews.cli.settings import TrainConfig
+from diffews.cli.training_settings import TrainConfig
 from diffews.data.latents import LatentCache
 from diffews.data.training import TrainingBatch
 from diffews.models.token_unet import TokenUNet

@@ -23,6 +23,7 @@ class CrossDomain(Benchmark):
     """Classes 0, 1, ... with a sorted list of images each; for testing only."""
 
     test_episodes, classes_in_turn = 600, True
+    labels_all = False  # a picture is listed under one class
     names: tuple[str, ...]
     listed: tuple[str, str]  # folder of a class's images, with its {number}, and their ending
 

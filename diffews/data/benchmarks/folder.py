@@ -71,6 +71,8 @@ class FolderBenchmark(OwnClasses):
     An image saved as PNG has its mask as <name>_mask.png. Links are followed.
     """
 
+    labels_all = False  # a picture lies in the folder of one class
+
     def read_lists(self, folds: int = 4, novel: Sequence[str] = (), mask_value: int | None = None,
                    mask_colour: Sequence[int] = ()) -> None:
         self.pick = Pick.of(mask_value, mask_colour)
@@ -110,9 +112,12 @@ class FolderBenchmark(OwnClasses):
         photos = {file.stem for file in files if file.suffix.lower() != ".png"}
         stems = {file.stem for file in files}
 
-        # <name>_mask is a mask where <name> is there: there are photos of gas masks, too
+        # <name>_mask is a mask where <name> is there: there are photos of gas masks, too; where
+        # `diffews segment` wrote it, <name>_overlay lies beside
+        overlays = {f"{stem}_overlay" for stem in stems if f"{stem}_mask" in stems}
         return [file for file in files if not (
             file.stem.endswith("_mask") and file.stem.removesuffix("_mask") in stems
+            or file.stem in overlays
             or file.suffix.lower() == ".png" and file.stem in photos)]
 
     def _find_samples(self, name: str) -> list[Sample]:

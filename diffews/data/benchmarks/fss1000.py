@@ -19,6 +19,7 @@ class Fss1000(Benchmark):
     """FSS-1000 in the layout of datasets/README.md; masks are grey images beside the photos."""
 
     folder, builtin_lists = "FSS-1000", True
+    labels_all = False  # a picture lies in the folder of one class
 
     def read_lists(self) -> None:
         part, first, count = PARTS[self.split]
