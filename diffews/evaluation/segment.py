@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from diffews.errors import InputError, printable
 from diffews.evaluation.queries import Queries, Query, class_names
-from diffews.images.drawn_masks import Pick
+from diffews.evaluation.supports import open_supports
 from diffews.images.files import open_image
-from diffews.images.masks import shrink_mask
-from diffews.images.photos import open_photo, open_photo_mask
+from diffews.images.photos import open_photo
 from diffews.models.find import WeightDir
 from diffews.runtime.files import hash_files, write_atomic
 
@@ -51,11 +50,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
     from diffews.runtime.loading import open_pipeline, settle_fast
 
     # bad input is refused before the weights are read
-    supports, masks = [], []
-    for support, mask_file in zip(config.support, config.mask, strict=True):
-        picture, turned = open_photo(support)
-        supports.append(picture)
-        masks.append(_open_mask(config, mask_file, picture, turned))
+    supports, masks = open_supports(config)
     device, out = pick_device(config.device), Path(config.out)
 
     # what is done already, and what a killed run had begun
@@ -82,7 +77,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         for name in dict.fromkeys(classes):
             shots = [i for i in range(len(classes)) if classes[i] == name]
             pairs = [supports[i] for i in shots], [masks[i] for i in shots]
-            banks[name] = pipeline.encode_support(*pairs, config.image_size)
+            banks[name] = pipeline.encode_support(*pairs, config.image_size, weak=config.weak)
         if several:
             labels = dict(enumerate(banks, start=1))
             write_atomic(out / "labels.json", json.dumps(labels, indent=1) + "\n")
@@ -151,6 +146,9 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
     given = [Path(file) for file in (*config.support, *config.mask, *config.bank)]
     content = [hash_files([file]) for file in given]
     settings = [ages, str(source.base), content, [getattr(config, name) for name in names]]
+    if not (config.mask or config.bank):
+        scribbles = [hash_files([Path(file)]) for file in config.scribble]
+        settings.append([config.box, config.point, scribbles, config.weak])
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -192,19 +190,6 @@ def _open_query(query: Query, queries: Queries) -> Image.Image | None:
             raise
         queries.unreadable[str(query.file)] = str(error)
         return None
-
-
-def _open_mask(
-    config: "SegmentConfig", file: str, support: Image.Image, turned: int
-) -> np.ndarray:
-    """Reads a support's mask -> uint8 (H, W) of {0, 1}, of the support's size, not empty."""
-    name, pick = f"mask={file}", Pick.of(config.mask_value, config.mask_colour)
-    mask, notes = open_photo_mask(file, support.size, turned, name, pick)
-    for note in notes:
-        print(f"diffews: {name} {note}", file=sys.stderr)
-    if config.image_size is not None:
-        shrink_mask(mask, config.image_size, name)
-    return mask
 
 
 def _encode_mask(mask: np.ndarray, made_with: str, dtype: type = np.uint8) -> bytes:
