@@ -15,6 +15,7 @@ from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_s
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import check_call, check_decoded, check_threshold
 from diffews.images.scores import at_size
+from diffews.images.weak import DEFAULT_WEAK, name_prompts, refiner
 from diffews.models.find import EXPORT
 from diffews.models.graphs import find_providers, open_graph, read_export
 from diffews.runtime.files import write_atomic
@@ -155,15 +156,26 @@ class OnnxPipeline:
     # ---- from pictures to masks ----
 
     def encode_support(
-        self, images: ImageInput | Sequence[Any], masks: Any, image_size: int | None = None, *,
-        mask_value: int | None = None, mask_colour: tuple[int, int, int] | None = None,
+        self, images: ImageInput | Sequence[Any], masks: Any = None,
+        image_size: int | None = None, *, boxes: Any = None, points: Any = None,
+        scribbles: Any = None, weak: str = DEFAULT_WEAK, mask_value: int | None = None,
+        mask_colour: tuple[int, int, int] | None = None,
     ) -> OnnxBank:
-        """Encodes support images and their masks once, for any number of queries.
+        """Encodes support images, and what marks the object, once for any number of queries.
 
         Takes and refuses what `DiffewsPipeline.encode_support` does.
         """
-        size, pick = self.check_size(image_size), Pick.of(mask_value, mask_colour or ())
-        return self.encode_support_pixels(*prepare_supports(images, masks, size, pick))
+        size, refine = self.check_size(image_size), refiner(weak, self._find_in_itself)
+        pick = Pick.of(mask_value, mask_colour or ())
+        marked = name_prompts(images, masks, boxes, points, scribbles)
+        return self.encode_support_pixels(*prepare_supports(images, marked, size, pick, refine))
+
+    def _find_in_itself(self, support: Array, mask: Array) -> Array:
+        """Shows a support [1, 3, S, S] with a mask [1, S, S] -> what is found in it, [S, S]."""
+        bank = self.encode_support_pixels(support, mask, 1)
+        rgb, finite = self.segment(self.encode_images(support), bank)
+        check_decoded(finite.tolist(), ["a support"], self.record["dtype"])
+        return at_size(rgb[0], mask.shape[1:], self.record["threshold"], "reference")[0]
 
     def __call__(
         self, queries: ImageInput | Sequence[ImageInput], bank: OnnxBank | None = None, *,

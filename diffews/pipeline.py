@@ -20,6 +20,7 @@ from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_s
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
 from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps, check_output_type
+from diffews.images.weak import DEFAULT_WEAK, name_prompts, refiner
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import DEFAULT_THRESHOLD, latent_factor
 from diffews.models.hashing import WeightsHash
@@ -214,13 +215,17 @@ class DiffewsPipeline(SavedPipeline):
     def encode_support(
         self,
         images: ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]],
-        masks: Any,
+        masks: Any = None,
         image_size: int | None = None,
         *,
+        boxes: Any = None,
+        points: Any = None,
+        scribbles: Any = None,
+        weak: str = DEFAULT_WEAK,
         mask_value: int | None = None,
         mask_colour: tuple[int, int, int] | None = None,
     ) -> SupportBank:
-        """Encodes support images and their masks once, for any number of queries.
+        """Encodes support images, and what marks the object, once for any number of queries.
 
         Args:
             images: one picture or a list of them, the shots of one set; a list of lists makes a
@@ -229,16 +234,20 @@ class DiffewsPipeline(SavedPipeline):
             masks: as many, each a PIL image or a file, as people draw them; or an array or tensor
                 (H, W) of its picture's size: bool, {0, 1} or {0, 255}.
             image_size: side in pixels to work at; the pipeline's own by default.
+            boxes, points, scribbles: in place of masks, as many (x0, y0, x1, y1), (x, y) or lists
+                of these, in pixels of the upright picture, or masks of strokes.
+            weak: how a mask is made of them, one of images.weak.WEAK.
             mask_value, mask_colour: what is the object in label maps, or in paint (R, G, B).
 
         Raises:
-            InputError: for masks of other values or sizes, masks that mark nothing (perhaps only
-                at image_size), or lists that do not pair.
+            InputError: for masks of other values or sizes, what marks nothing (perhaps only at
+                image_size) or is not in its picture, or lists that do not pair.
 
         """
-        size = self._check_size(image_size)
+        size, refine = self._check_size(image_size), refiner(weak, self._find_in_itself)
         pick = Pick.of(mask_value, mask_colour or ())
-        pixels, marks, shots = prepare_supports(images, masks, size, pick)
+        marked = name_prompts(images, masks, boxes, points, scribbles)
+        pixels, marks, shots = prepare_supports(images, marked, size, pick, refine)
         return self.encode_support_pixels(torch.tensor(pixels), torch.tensor(marks), shots)
 
     @torch.no_grad()
@@ -364,6 +373,13 @@ class DiffewsPipeline(SavedPipeline):
                     labels[row][wins], best[row][wins] = number, score[wins]
             maps.add(labels, sure)
         return maps
+
+    def _find_in_itself(self, support: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Shows a support [1, 3, S, S] with a mask [1, S, S] -> what is found in it, [S, S]."""
+        pixels = torch.tensor(support)
+        bank = self.encode_support_pixels(pixels, torch.tensor(mask), 1)
+        found = self.segment(pixels, bank).check(["a support"])
+        return found.masks(self.config.threshold, "reference")[0].cpu().numpy()
 
     def _check_size(self, image_size: int | None) -> int:
         size = image_size or self.config.image_size

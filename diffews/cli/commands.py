@@ -29,6 +29,7 @@ from diffews.data.registry import open_benchmark
 from diffews.errors import InputError, printable
 from diffews.evaluation.queries import find_queries
 from diffews.evaluation.segment import open_export, report, segment
+from diffews.evaluation.supports import count_marks
 from diffews.models.find import (
     DEFAULT_IMAGE_SIZE, EXPORT, PRESENCE, WeightDir, check_base, check_image_size, find_weights)
 from diffews.models.hub import BASE_FILES, HUB, resolve
@@ -140,8 +141,8 @@ def run_figure(config: FigureConfig) -> None:
 
 def run_segment(config: SegmentConfig) -> int:
     """Segments pictures of one's own; 1 if one of them could not be read."""
-    if not config.bank and not (config.support and config.mask):
-        raise InputError("give support= with mask=, or bank=")
+    if not config.bank and not (config.support and count_marks(config)):
+        raise InputError("give support= with mask=, box=, point= or scribble=, or bank=")
     if config.save_bank is not None:
         check_names(config.classes, "classes=")  # files of these names are written
     queries = find_queries(config)

@@ -16,6 +16,7 @@ from diffews.data.weak_masks import PROMPTS
 from diffews.errors import InputError
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import THRESHOLD_RULES, check_presence, check_threshold
+from diffews.images.weak import DEFAULT_WEAK, WEAK
 
 DTYPES = ("fp32", "bf16", "fp16")
 DATASETS = str(CHECKOUT / "datasets")
@@ -250,10 +251,21 @@ class SegmentConfig(LabelKeys, ModelKeys):
 
     diffews segment weight=weight/incontext support=cat.jpg mask=cat.png query=photos
     diffews segment weight=weight/incontext bank=cat.safetensors query=a.jpg,b.jpg format=coco,yolo
+    diffews segment weight=weight/incontext support=cat.jpg box=40,60,320,410 query=photos
     """
 
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")
     mask: list[str] = key([], "their masks, in the same order: white on black, in any format")
+    box: str = key(
+        "", "in place of mask=: a box around the object, x0,y0,x1,y1 in pixels of the upright "
+        "picture; several supports: '1,2,30,40;5,6,70,80'")
+    point: str = key(
+        "", "in place of mask=: points on the object, x,y or x,y,x,y; several supports: 'x,y;x,y'")
+    scribble: list[str] = key([], "in place of mask=: strokes on the object, white on black")
+    weak: str = key(
+        DEFAULT_WEAK, "what makes a mask of box=, point= or scribble=: it is as drawn (fill); its "
+        "colours (grabcut); the model, shown the support itself (self); auto: self for boxes, "
+        "grabcut for the others", WEAK)
     mask_value: int | None = key(
         None, "in masks that are label maps: which value (or palette index) is the object", least=0)
     mask_colour: list[int] = key([], "in painted masks: which colour is the object: 255,0,0")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from diffews.errors import InputError
 from diffews.evaluation.labels import FOLDERS, PICTURES
+from diffews.evaluation.supports import count_marks
 from diffews.images.drawn_masks import Pick, read_mask
 from diffews.images.files import IMAGE_SUFFIXES, check_image, open_image
 
@@ -62,7 +63,7 @@ def find_queries(config: "SegmentConfig") -> Queries:
     _check_supports(config)
     if not config.query:
         raise InputError("query= is missing; query picture(s), or folders of them")
-    for file in map(Path, (*config.support, *config.mask)):
+    for file in map(Path, (*config.support, *config.mask, *config.scribble)):
         check_image(file)
 
     # every picture with the folder in which its place is kept
@@ -106,11 +107,11 @@ def class_names(config: "SegmentConfig") -> list[str]:
 
 def _check_supports(config: "SegmentConfig") -> None:
     """Raises InputError for supports, masks, classes and banks that do not go together."""
-    supports, masks, classes = len(config.support), len(config.mask), len(config.classes)
+    supports, masks, classes = len(config.support), count_marks(config), len(config.classes)
     if config.bank and (supports or masks):
-        raise InputError("give either bank= or support= with mask=")
+        raise InputError("give either bank= or support= with mask=, box=, point= or scribble=")
     if supports != masks:
-        cure = "give mask= for each support="
+        cure = "give mask=, box=, point= or scribble= for each support="
         raise InputError(f"{supports} support pictures for {masks} masks; {cure}")
     if classes and classes != supports:
         cure = "name the class of each"
@@ -142,6 +143,7 @@ def _photos(folder: Path, config: "SegmentConfig", queries: Queries) -> Iterator
     """Yields a folder's pictures; masks and earlier results are left out, and so are others."""
     given, out = {Path(mask).resolve() for mask in config.mask}, Path(config.out).resolve()
     labels = {out / name for name in FOLDERS}
+    painted = {Path(scribble).resolve() for scribble in config.scribble}
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         here = [Path(place) / name for name in sorted(files)]
@@ -153,6 +155,8 @@ def _photos(folder: Path, config: "SegmentConfig", queries: Queries) -> Iterator
                     queries.leave_out(file, "no picture by its ending")
             elif file.resolve() in given:
                 queries.leave_out(file, "given as mask=")
+            elif file.resolve() in painted:
+                queries.leave_out(file, "given as scribble=")
             elif reason := _is_result(file, pictures):
                 queries.leave_out(file, reason)
             else:
@@ -225,7 +229,7 @@ def _names(placed: dict[Path, Path]) -> dict[Path, str]:
 
 def _check_places(config: "SegmentConfig", queries: Sequence[Query]) -> None:
     """Raises InputError if a result would be written over a picture that was given."""
-    given = {Path(file).resolve() for file in (*config.support, *config.mask)}
+    given = {Path(f).resolve() for f in (*config.support, *config.mask, *config.scribble)}
     given |= {query.file.resolve() for query in queries}
     for query in queries:
         names = [query.name + end for end in ("_mask.png", "_labels.png", "_overlay.jpg")]

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from diffews.errors import InputError, printable
 from diffews.evaluation.presence_list import PresenceList
 from diffews.evaluation.queries import Queries, Query, class_names
-from diffews.images.drawn_masks import Pick
+from diffews.evaluation.supports import open_supports
 from diffews.images.files import open_image
-from diffews.images.masks import GATE, shrink_mask
-from diffews.images.photos import open_photo, open_photo_mask
+from diffews.images.masks import GATE
+from diffews.images.photos import open_photo
 from diffews.models.find import EXPORT, PRESENCE, WeightDir
 from diffews.runtime.files import hash_files, write_atomic
 
@@ -97,11 +97,7 @@ def segment(
     from diffews.images.drawing import overlay, save_image
 
     # bad input is refused before the weights are read
-    supports, masks = [], []
-    for support, mask_file in zip(config.support, config.mask, strict=True):
-        picture, turned = open_photo(support)
-        supports.append(picture)
-        masks.append(_open_mask(config, mask_file, picture, turned))
+    supports, masks = open_supports(config)
     out = Path(config.out)
 
     # what is done already, and what a killed run had begun
@@ -120,8 +116,7 @@ def segment(
         return 0
     opened = _open(config, source, graphs)
     pipeline, listed = opened.pipeline, PresenceList(out / PRESENCE_LIST)
-    kind = None if graphs is not None else pipeline.presence.kind
-    least = settle_gate(config, kind)
+    least = settle_gate(config, None if graphs is not None else pipeline.presence.kind)
 
     with opened.advice, tqdm(total=len(todo), unit="image") as bar:
         # the support of each class is read once, whatever the number of queries
@@ -130,7 +125,7 @@ def segment(
         for name in dict.fromkeys(classes):
             shots = [i for i in range(len(classes)) if classes[i] == name]
             pairs = [supports[i] for i in shots], [masks[i] for i in shots]
-            banks[name] = pipeline.encode_support(*pairs, config.image_size)
+            banks[name] = pipeline.encode_support(*pairs, config.image_size, weak=config.weak)
         if several:
             labels = dict(enumerate(banks, start=1))
             write_atomic(out / "labels.json", json.dumps(labels, indent=1) + "\n")
@@ -262,6 +257,9 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
     settings: list[Any] = [ages, str(source.base), content, values]
     if (source.path / PRESENCE).is_dir() or config.presence != "auto":
         settings += [config.presence, config.min_presence]
+    if not (config.mask or config.bank):
+        scribbles = [hash_files([Path(file)]) for file in config.scribble]
+        settings.append([config.box, config.point, scribbles, config.weak])
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -303,19 +301,6 @@ def _open_query(query: Query, queries: Queries) -> Image.Image | None:
             raise
         queries.unreadable[str(query.file)] = str(error)
         return None
-
-
-def _open_mask(
-    config: "SegmentConfig", file: str, support: Image.Image, turned: int
-) -> np.ndarray:
-    """Reads a support's mask -> uint8 (H, W) of {0, 1}, of the support's size, not empty."""
-    name, pick = f"mask={file}", Pick.of(config.mask_value, config.mask_colour)
-    mask, notes = open_photo_mask(file, support.size, turned, name, pick)
-    for note in notes:
-        print(f"diffews: {name} {note}", file=sys.stderr)
-    if config.image_size is not None:
-        shrink_mask(mask, config.image_size, name)
-    return mask
 
 
 def _encode_mask(mask: np.ndarray, made_with: str, dtype: type = np.uint8) -> bytes:
