@@ -129,7 +129,7 @@ class ModelKeys:
     low_memory: bool = rounding_key(
         False, "parts wait in main memory until they run, the VAE takes one picture at a time")
     tf32: bool = rounding_key(
-        False, "GPU: 10-bit mantissas in products, kernels chosen by timing; changes rounding")
+        False, "GPU: 10-bit mantissas in products; changes rounding")
 
     def presence_kind(self) -> str:
         """Returns who is asked whether a query holds the class at all: nobody, by default."""

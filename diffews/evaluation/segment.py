@@ -44,14 +44,15 @@ class Opened:
     Attributes:
         pipeline: DiffewsPipeline or OnnxPipeline.
         batch: queries computed at once; None where `fit` says it.
-        fit: runs so many black queries, the side of a picture -> how many to compute at once.
+        fit: runs so many black queries, the side of a picture -> how many to compute at once, and
+            why.
         advice: turns a lack of memory into one line.
 
     """
 
     pipeline: Any
     batch: int | None
-    fit: Callable[[Callable[[int], object], int], int]
+    fit: Callable[[Callable[[int], object], int], tuple[int, str]]
     advice: AbstractContextManager[None]
 
 
@@ -155,8 +156,10 @@ def segment(
         batch = 1 if config.video else opened.batch
         if batch is None:
             black = np.zeros((size, size, 3), np.uint8)
-            batch = opened.fit(
+            batch, why = opened.fit(
                 lambda count: pipeline([black] * count, first, batch=count, **settings), size)
+            if why:
+                print(f"diffews: batch={batch}: {why}", file=sys.stderr)
 
         # the queries, in batches; a mask is bool, a label map holds 0, 1, 2, ...
         written = 0
@@ -232,7 +235,8 @@ def _open(config: "SegmentConfig", source: WeightDir, graphs: "OnnxPipeline | No
     """Opens the weights with torch, unless graphs are open already."""
     if graphs is not None:
         auto = config.batch == "auto" or (config.fast and config.batch == 1)
-        return Opened(graphs, None if auto else int(config.batch), lambda *_: 1, nullcontext())
+        batch = None if auto else int(config.batch)
+        return Opened(graphs, batch, lambda *_: (1, ""), nullcontext())
 
     from diffews.runtime.device import auto_batch, memory_advice, pick_device
     from diffews.runtime.loading import open_pipeline, settle_fast

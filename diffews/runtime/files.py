@@ -147,8 +147,10 @@ def check_run(
 
     if (out / "run.json").is_file():
         earlier = read_json(out / "run.json")
-        # a key that is newer than the run, and off or at its default, changes nothing
-        differ = [k for k in {**earlier, **identity} if earlier.get(k) != identity.get(k)
+        # a key that is newer than the run, and off or at its default, changes nothing; nor does
+        # one that is no longer counted
+        known = [k for k in {**earlier, **identity} if k in identity or k not in defaults]
+        differ = [k for k in known if earlier.get(k) != identity.get(k)
                   and (k in earlier or identity[k] and identity[k] != defaults.get(k))]
         if differ:
             changes = ", ".join(
