@@ -28,9 +28,9 @@ from diffews.data.negatives import check_absence_is_known
 from diffews.data.registry import open_benchmark
 from diffews.errors import InputError, printable
 from diffews.evaluation.queries import find_queries
-from diffews.evaluation.segment import report, segment
+from diffews.evaluation.segment import open_export, report, segment
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, PRESENCE, check_base, check_image_size, find_weights)
+    DEFAULT_IMAGE_SIZE, EXPORT, PRESENCE, WeightDir, check_base, check_image_size, find_weights)
 from diffews.models.hub import BASE_FILES, HUB, resolve
 from diffews.runtime.locks import one_writer
 
@@ -149,14 +149,22 @@ def run_segment(config: SegmentConfig) -> int:
         warnings.warn(
             "weight= is not given; the shipped tiny weights know coloured shapes only",
             stacklevel=1)
-    source = find_weights(config.weight or default_weight(0), config.base)
-    config = replace(config, image_size=source.image_size(config.image_size),
-                     threshold=source.threshold(config.threshold))
+
+    # a weight dir, or graphs that need no torch
+    folder, graphs = Path(config.weight or default_weight(0)), None
+    if (folder / EXPORT).is_file():
+        graphs = open_export(config, folder)
+        source = WeightDir(folder, folder, folder, graphs.record)
+        size = graphs.check_size(config.image_size)
+    else:
+        source = find_weights(folder, config.base)
+        size = source.image_size(config.image_size)
+    config = replace(config, image_size=size, threshold=source.threshold(config.threshold))
 
     from diffews.evaluation.labels.results import label_results
 
     with one_writer(Path(config.out)):
-        count = segment(config, source, queries)
+        count = segment(config, source, queries, graphs)
         labelled = label_results(config, queries)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")

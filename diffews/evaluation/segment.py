@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +21,60 @@ from diffews.images.drawn_masks import Pick
 from diffews.images.files import open_image
 from diffews.images.masks import GATE, shrink_mask
 from diffews.images.photos import open_photo, open_photo_mask
-from diffews.models.find import PRESENCE, WeightDir
+from diffews.models.find import EXPORT, PRESENCE, WeightDir
 from diffews.runtime.files import hash_files, write_atomic
 
 if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
+    from diffews.onnx import OnnxPipeline
 
 SETTINGS = "diffews"  # text in a mask's PNG: the hash of what it was made with
 PRESENCE_LIST = "presence.csv"
 SHOWN = 20  # names that a line shows
+WITH_TORCH = (  # keys that say how torch is to run a weight dir
+    "base", "encoder", "decoder", "denoising_steps", "ensemble", "dtype", "channels_last",
+    "compile", "low_memory", "tf32", "presence")
 
 
-def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int:
+@dataclass
+class Opened:
+    """A pipeline that is ready, and how it is run.
+
+    Attributes:
+        pipeline: DiffewsPipeline or OnnxPipeline.
+        batch: queries computed at once; None where `fit` says it.
+        fit: runs so many black queries, the side of a picture -> how many to compute at once.
+        advice: turns a lack of memory into one line.
+
+    """
+
+    pipeline: Any
+    batch: int | None
+    fit: Callable[[Callable[[int], object], int], int]
+    advice: AbstractContextManager[None]
+
+
+def open_export(config: "SegmentConfig", folder: Path) -> "OnnxPipeline":
+    """Opens graphs that `diffews export format=onnx` wrote, without torch.
+
+    Raises:
+        InputError: for a folder that is not whole, and for keys that graphs do not take.
+
+    """
+    from diffews.models.graphs import find_providers
+    from diffews.onnx import OnnxPipeline
+
+    for item in fields(config):
+        if item.name in WITH_TORCH and getattr(config, item.name) != item.default:
+            raise InputError(f"{item.name}= is for weights that torch runs; {folder} holds graphs "
+                             f"({EXPORT}), leave it out")
+    return OnnxPipeline(folder, find_providers(config.device), config.threads)
+
+
+def segment(
+    config: "SegmentConfig", source: WeightDir, queries: Queries,
+    graphs: "OnnxPipeline | None" = None,
+) -> int:
     """Writes each query's mask and overlay into config.out, at the query's size.
 
     One class: <query>_mask.png (0 and 255). Several: <query>_labels.png (0 none, then 1, 2, ... as
@@ -40,6 +84,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         config: the keys of `diffews segment`.
         source: where the weights lie.
         queries: as `find_queries` gives them; `unreadable` takes what cannot be decoded.
+        graphs: what `open_export` opened, where the weights are such graphs.
 
     Returns:
         The number of queries whose results were written.
@@ -50,8 +95,6 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
 
     """
     from diffews.images.drawing import overlay, save_image
-    from diffews.runtime.device import auto_batch, memory_advice, pick_device
-    from diffews.runtime.loading import open_pipeline, settle_fast
 
     # bad input is refused before the weights are read
     supports, masks = [], []
@@ -59,7 +102,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         picture, turned = open_photo(support)
         supports.append(picture)
         masks.append(_open_mask(config, mask_file, picture, turned))
-    device, out = pick_device(config.device), Path(config.out)
+    out = Path(config.out)
 
     # what is done already, and what a killed run had begun
     several = len(class_names(config)) > 1
@@ -75,11 +118,12 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
     todo = list(queries.found) if config.overwrite else _not_done(places, made_with, queries)
     if not todo and not config.save_bank:
         return 0
-    config = settle_fast(config, device)
-    pipeline = open_pipeline(config, source, device, config.threads)
-    least, listed = settle_gate(config, pipeline.presence.kind), PresenceList(out / PRESENCE_LIST)
+    opened = _open(config, source, graphs)
+    pipeline = opened.pipeline
+    least = settle_gate(config, pipeline.presence.kind if graphs is None else None)
+    listed = PresenceList(out / PRESENCE_LIST)
 
-    with memory_advice(), tqdm(total=len(todo), unit="image") as bar:
+    with opened.advice, tqdm(total=len(todo), unit="image") as bar:
         # the support of each class is read once, whatever the number of queries
         banks = {Path(file).stem: pipeline.load_bank(file) for file in config.bank}
         classes = config.classes or [""] * len(supports)
@@ -95,27 +139,27 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
             for name, bank in banks.items():
                 pipeline.save_bank(bank, place / f"{name}.safetensors" if several else place)
 
-        size, first = config.image_size or pipeline.config.image_size, next(iter(banks.values()))
+        size, first = config.image_size, next(iter(banks.values()))
+        assert size is not None  # as the command has settled it
         settings: dict[str, Any] = {
             "image_size": size, "threshold": config.threshold,
             "threshold_rule": config.threshold_rule, "min_presence": least}
-        batch = config.batch
-        if batch == "auto":
+        batch = opened.batch
+        if batch is None:
             black = np.zeros((size, size, 3), np.uint8)
-            batch = auto_batch(
-                lambda count: pipeline([black] * count, first, batch=count, **settings),
-                device, size)
+            batch = opened.fit(
+                lambda count: pipeline([black] * count, first, batch=count, **settings), size)
 
         # the queries, in batches; a mask is bool, a label map holds 0, 1, 2, ...
         written = 0
-        for start in range(0, len(todo), int(batch)):
-            part = todo[start : start + int(batch)]
+        for start in range(0, len(todo), batch):
+            part = todo[start : start + batch]
             bar.update(len(part))
-            opened = [(query, image) for query in part
-                      if (image := _open_query(query, queries)) is not None]
-            if not opened:
+            decoded = [(query, image) for query in part
+                       if (image := _open_query(query, queries)) is not None]
+            if not decoded:
                 continue
-            images = [image for _, image in opened]
+            images = [image for _, image in decoded]
             found: list[np.ndarray]
             scores: list[np.ndarray] = []
             if several:
@@ -127,10 +171,10 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
                 found, alone, scores = output.masks, output.presence, output.scores
                 sure = None if alone is None else [[share] for share in alone]
             if sure:
-                list_presence(listed, [query for query, _ in opened], list(banks), sure, found)
+                list_presence(listed, [query for query, _ in decoded], list(banks), sure, found)
 
             # the mask comes last: where it is, all is
-            for row, ((query, image), mask) in enumerate(zip(opened, found, strict=True)):
+            for row, ((query, image), mask) in enumerate(zip(decoded, found, strict=True)):
                 made = made_with + hash_files([query.file])
                 save_image(places[query][1], overlay(np.array(image), mask))
                 for file in places[query][2:]:
@@ -139,6 +183,23 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
                 written += 1
     listed.close()
     return written
+
+
+def _open(config: "SegmentConfig", source: WeightDir, graphs: "OnnxPipeline | None") -> Opened:
+    """Opens the weights with torch, unless graphs are open already."""
+    if graphs is not None:
+        auto = config.batch == "auto" or (config.fast and config.batch == 1)
+        return Opened(graphs, None if auto else int(config.batch), lambda *_: 1, nullcontext())
+
+    from diffews.runtime.device import auto_batch, memory_advice, pick_device
+    from diffews.runtime.loading import open_pipeline, settle_fast
+
+    device = pick_device(config.device)
+    config = settle_fast(config, device)
+    batch = None if config.batch == "auto" else int(config.batch)
+    pipeline = open_pipeline(config, source, device, config.threads)
+    return Opened(
+        pipeline, batch, lambda run, size: auto_batch(run, device, size), memory_advice())
 
 
 def settle_gate(config: "SegmentConfig", kind: str | None) -> float | None:
