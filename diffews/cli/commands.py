@@ -151,13 +151,14 @@ def run_segment(config: SegmentConfig) -> int:
             stacklevel=1)
 
     # a weight dir, or graphs that need no torch
-    folder, graphs = Path(config.weight or default_weight(0)), None
+    weight, graphs = config.weight or default_weight(0), None
+    folder = Path(weight)
     if (folder / EXPORT).is_file():
         graphs = open_export(config, folder)
         source = WeightDir(folder, folder, folder, graphs.record)
         size = graphs.check_size(config.image_size)
     else:
-        source = find_weights(folder, config.base)
+        source = find_weights(weight, config.base)
         size = source.image_size(config.image_size)
     config = replace(config, image_size=size, threshold=source.threshold(config.threshold))
 
