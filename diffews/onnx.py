@@ -14,7 +14,7 @@ from diffews.errors import InputError, refuse
 from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_supports
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import check_call, check_decoded, check_threshold
-from diffews.images.scores import at_size
+from diffews.images.scores import LabelMaps, at_size
 from diffews.images.weak import DEFAULT_WEAK, name_prompts, refiner
 from diffews.models.find import EXPORT
 from diffews.models.graphs import find_providers, open_graph, read_export
@@ -181,7 +181,7 @@ class OnnxPipeline:
         self, queries: ImageInput | Sequence[ImageInput], bank: OnnxBank | None = None, *,
         support_images: Any = None, support_masks: Any = None, threshold: float | None = None,
         threshold_rule: str | None = None, image_size: int | None = None, own_size: bool = True,
-        batch: int = 1,
+        batch: int = 1, min_presence: float | None = None,
     ) -> OnnxOutput:
         """Segments one or more queries.
 
@@ -195,9 +195,10 @@ class OnnxPipeline:
             image_size: side in pixels to work at, of an export with dynamic_size=true.
             own_size: give masks at each query's own size; else at (image_size, image_size).
             batch: queries computed at once.
+            min_presence: refused, as graphs have no presence head.
 
         """
-        threshold, rule = self._rule(threshold, threshold_rule, batch)
+        threshold, rule = self._rule(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
             raise InputError("give either a bank or support_images with support_masks")
         if bank is None:
@@ -223,7 +224,8 @@ class OnnxPipeline:
         self, queries: ImageInput | Sequence[ImageInput], banks: Sequence[OnnxBank], *,
         threshold: float | None = None, threshold_rule: str | None = None,
         image_size: int | None = None, own_size: bool = True, batch: int = 1,
-    ) -> list[Array]:
+        min_presence: float | None = None,
+    ) -> LabelMaps:
         """Segments several classes at once -> label maps uint8 (H, W).
 
         0 is none and i + 1 the class of banks[i]; where several classes are above their threshold,
@@ -232,16 +234,16 @@ class OnnxPipeline:
         Args:
             queries: as the call takes them.
             banks: 1 to 255, each of one support set of one class.
-            threshold, threshold_rule, image_size, own_size, batch: as the call takes them.
+            threshold, threshold_rule, image_size, own_size, batch, min_presence: as there.
 
         """
-        threshold, rule = self._rule(threshold, threshold_rule, batch)
+        threshold, rule = self._rule(threshold, threshold_rule, batch, min_presence)
         if not 1 <= len(banks) <= 255:
             raise InputError(f"{len(banks)} banks; give one for each class, 1 to 255")
         if several := [bank.batch for bank in banks if bank.batch != 1]:
             raise InputError(f"a bank of {several[0]} support sets; give one for each class")
 
-        images, size, maps = as_list(queries, 3), self.check_size(image_size), list[Array]()
+        images, size, maps = as_list(queries, 3), self.check_size(image_size), LabelMaps()
         for start in range(0, len(images), batch):
             pixels, shapes = prepare_images(images[start : start + batch], size, own_size)
             latents = self.encode_images(pixels)
@@ -257,7 +259,7 @@ class OnnxPipeline:
                     mask, score = at_size(scores, shapes[row], threshold, rule)
                     wins = mask & (score > best[row])
                     labels[row][wins], best[row][wins] = number, score[wins]
-            maps += labels
+            maps.add(labels, [])
         return maps
 
     def check_size(self, image_size: int | None) -> int:
@@ -272,10 +274,15 @@ class OnnxPipeline:
                              f"{self.folder} takes every size")
         return size
 
-    def _rule(self, threshold: float | None, rule: str | None, batch: int) -> tuple[float, str]:
+    def _rule(
+        self, threshold: float | None, rule: str | None, batch: int, least: float | None
+    ) -> tuple[float, str]:
         threshold = self.record["threshold"] if threshold is None else threshold
         rule = rule or self.record["threshold_rule"]
-        check_call(threshold, rule, batch)
+        check_call(threshold, rule, batch, least)
+        if least is not None:
+            raise InputError(f"min_presence={least:g}: {self.folder} has no presence head; leave "
+                             "it out")
         return threshold, rule
 
     # ---- banks as files, those of `DiffewsPipeline.save_bank` ----

@@ -34,7 +34,7 @@ PRESENCE_LIST = "presence.csv"
 SHOWN = 20  # names that a line shows
 WITH_TORCH = (  # keys that say how torch is to run a weight dir
     "base", "encoder", "decoder", "denoising_steps", "ensemble", "dtype", "channels_last",
-    "compile", "low_memory", "tf32", "presence", "min_presence", "video")
+    "compile", "low_memory", "tf32", "presence", "video")
 
 
 @dataclass
@@ -121,7 +121,7 @@ def segment(
         return 0
     opened = _open(config, source, graphs)
     pipeline, listed = opened.pipeline, PresenceList(out / PRESENCE_LIST)
-    least = settle_gate(config, None if graphs is not None else pipeline.presence.kind)
+    least = settle_gate(config, pipeline.presence.kind if graphs is None else None)
 
     with opened.advice, tqdm(total=len(todo), unit="image") as bar:
         # the support of each class is read once, whatever the number of queries
@@ -143,7 +143,7 @@ def segment(
         assert size is not None  # as the command has settled it
         settings: dict[str, Any] = {
             "image_size": size, "threshold": config.threshold,
-            "threshold_rule": config.threshold_rule}
+            "threshold_rule": config.threshold_rule, "min_presence": least}
         memory = Supports(list(banks.values()))
         if config.video:
             pipeline.method.interaction.check_bank_use("a video")
@@ -151,8 +151,6 @@ def segment(
                 memory.banks, queries.found, config.memory, size,
                 lambda image, mask: pipeline.encode_support(image, mask, size),
                 lambda frame: _read_again(frame, places[frame][0], several))
-        if graphs is None:
-            settings["min_presence"] = least
         batch = 1 if config.video else opened.batch
         if batch is None:
             black = np.zeros((size, size, 3), np.uint8)
@@ -176,7 +174,7 @@ def segment(
             recalled = memory.recall(decoded[0][0])
             if several:
                 found = maps = pipeline.label(images, recalled, batch=len(images), **settings)
-                sure = None if graphs is not None else maps.presence
+                sure = maps.presence
             else:
                 output = pipeline(images, recalled[0], batch=len(images), **settings)
                 found, alone, scores = output.masks, output.presence, output.scores
@@ -195,6 +193,23 @@ def segment(
                 written += 1
     listed.close()
     return written
+
+
+def _open(config: "SegmentConfig", source: WeightDir, graphs: "OnnxPipeline | None") -> Opened:
+    """Opens the weights with torch, unless graphs are open already."""
+    if graphs is not None:
+        auto = config.batch == "auto" or (config.fast and config.batch == 1)
+        return Opened(graphs, None if auto else int(config.batch), lambda *_: 1, nullcontext())
+
+    from diffews.runtime.device import auto_batch, memory_advice, pick_device
+    from diffews.runtime.loading import open_pipeline, settle_fast
+
+    device = pick_device(config.device)
+    config = settle_fast(config, device)
+    batch = None if config.batch == "auto" else int(config.batch)
+    pipeline = open_pipeline(config, source, device, config.threads)
+    return Opened(
+        pipeline, batch, lambda run, size: auto_batch(run, device, size), memory_advice())
 
 
 def settle_gate(config: "SegmentConfig", kind: str | None) -> float | None:

@@ -1,8 +1,26 @@
-"""Scores at a picture's own size, in numpy: as `Segmentation.at_sizes` has them in torch."""
+"""Scores at a picture's own size, and label maps, without torch."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array = np.ndarray
+
+
+class LabelMaps(list[np.ndarray]):
+    """Label maps; `presence` holds a list for each query, one float a class, or is None."""
+
+    presence: list[list[float]] | None = None
+
+    def add(self, labels: list[np.ndarray], presence: list["Tensor | None"]) -> None:
+        """Adds B label maps, and the presence of each class [B] if it is known."""
+        self += labels
+        known = [of_class.tolist() for of_class in presence if of_class is not None]
+        if known:
+            self.presence = [*(self.presence or []), *map(list, zip(*known, strict=True))]
 
 
 def at_size(
@@ -10,7 +28,8 @@ def at_size(
 ) -> tuple[Array, Array]:
     """Resizes scores [3, S, S] to (height, width) -> mask, bool, and score, both (height, width).
 
-    The limit is that before the resize; see `diffews.images.masks.scores_and_limit`.
+    What `Segmentation.at_sizes` does in torch: the limit is that before the resize; see
+    `diffews.images.masks.scores_and_limit`.
     """
     peak = {"reference": rgb, "paper": rgb.mean(0), "absolute": np.ones(1, np.float32)}[rule].max()
     score = resize_bilinear(rgb, shape).mean(0)
