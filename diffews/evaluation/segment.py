@@ -195,23 +195,6 @@ def segment(
     return written
 
 
-def _open(config: "SegmentConfig", source: WeightDir, graphs: "OnnxPipeline | None") -> Opened:
-    """Opens the weights with torch, unless graphs are open already."""
-    if graphs is not None:
-        auto = config.batch == "auto" or (config.fast and config.batch == 1)
-        return Opened(graphs, None if auto else int(config.batch), lambda *_: 1, nullcontext())
-
-    from diffews.runtime.device import auto_batch, memory_advice, pick_device
-    from diffews.runtime.loading import open_pipeline, settle_fast
-
-    device = pick_device(config.device)
-    config = settle_fast(config, device)
-    batch = None if config.batch == "auto" else int(config.batch)
-    pipeline = open_pipeline(config, source, device, config.threads)
-    return Opened(
-        pipeline, batch, lambda run, size: auto_batch(run, device, size), memory_advice())
-
-
 def settle_gate(config: "SegmentConfig", kind: str | None) -> float | None:
     """Returns the presence below which a mask is emptied: as asked, else GATE with a trained head.
 
