@@ -144,7 +144,6 @@ def run_segment(config: SegmentConfig) -> int:
         raise InputError("give support= with mask=, or bank=")
     if config.save_bank is not None:
         check_names(config.classes, "classes=")  # files of these names are written
-    queries = find_queries(config)
     if config.weight is None:
         warnings.warn(
             "weight= is not given; the shipped tiny weights know coloured shapes only",
@@ -153,11 +152,16 @@ def run_segment(config: SegmentConfig) -> int:
     config = replace(config, image_size=source.image_size(config.image_size),
                      threshold=source.threshold(config.threshold))
 
+    from diffews.evaluation.clips import unpack_clips, write_overlays
     from diffews.evaluation.labels.results import label_results
+
+    config = unpack_clips(config)
+    queries = find_queries(config)
 
     with one_writer(Path(config.out)):
         count = segment(config, source, queries)
         labelled = label_results(config, queries)
+        write_overlays(config)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
     if labelled:

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffews.cli.keys import (
     BYTES, CHECKOUT, REQUIRED, key, list_key, model_key, output_key, rounding_key, speed_key)
-from diffews.cli.label_settings import LabelKeys
+from diffews.cli.label_settings import LabelKeys, VideoKeys
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.data.weak_masks import PROMPTS
 from diffews.errors import InputError
@@ -245,7 +245,7 @@ class EpisodesConfig(ListKeys):
 
 
 @dataclass(frozen=True)
-class SegmentConfig(LabelKeys, ModelKeys):
+class SegmentConfig(LabelKeys, VideoKeys, ModelKeys):
     """Segment pictures of your own: what the support's mask marks, in each query.
 
     diffews segment weight=weight/incontext support=cat.jpg mask=cat.png query=photos
@@ -257,7 +257,8 @@ class SegmentConfig(LabelKeys, ModelKeys):
     mask_value: int | None = key(
         None, "in masks that are label maps: which value (or palette index) is the object", least=0)
     mask_colour: list[int] = key([], "in painted masks: which colour is the object: 255,0,0")
-    query: list[str] = key(REQUIRED, "query picture(s), folders of them, or patterns: 'a/*.jpg'")
+    query: list[str] = key(
+        REQUIRED, "query picture(s), folders of them, patterns: 'a/*.jpg', or clip(s): a.mp4")
     recursive: bool = key(False, "look into sub-folders, too; they keep their place in out")
     classes: list[str] = key(
         [], "name of each support's class, in the same order; several make a label map; a name "

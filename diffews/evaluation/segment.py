@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from diffews.errors import InputError, printable
 from diffews.evaluation.presence_list import PresenceList
 from diffews.evaluation.queries import Queries, Query, class_names
+from diffews.evaluation.video import FrameMemory, Supports, stamp_frames
 from diffews.images.drawn_masks import Pick
 from diffews.images.files import open_image
 from diffews.images.masks import GATE, shrink_mask
@@ -72,7 +73,10 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
             files.append(out / "scores" / f"{query.name}.png")
     for partial in {p for files in places.values() for p in files[0].parent.glob(".*.partial")}:
         partial.unlink(missing_ok=True)
-    todo = list(queries.found) if config.overwrite else _not_done(places, made_with, queries)
+    stamp: Callable[[Query], str] = lambda query: made_with + hash_files([query.file])  # noqa: E731
+    if config.video:
+        stamp = stamp_frames(made_with, queries.found).__getitem__
+    todo = list(queries.found) if config.overwrite else _not_done(places, stamp, queries)
     if not todo and not config.save_bank:
         return 0
     config = settle_fast(config, device)
@@ -99,7 +103,14 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         settings: dict[str, Any] = {
             "image_size": size, "threshold": config.threshold,
             "threshold_rule": config.threshold_rule, "min_presence": least}
-        batch = config.batch
+        memory = Supports(list(banks.values()))
+        if config.video:
+            pipeline.method.interaction.check_bank_use("a video")
+            memory = FrameMemory(
+                memory.banks, queries.found, config.memory, size,
+                lambda image, mask: pipeline.encode_support(image, mask, size),
+                lambda frame: _read_again(frame, places[frame][0], several))
+        batch = 1 if config.video else config.batch
         if batch == "auto":
             black = np.zeros((size, size, 3), np.uint8)
             batch = auto_batch(
@@ -118,12 +129,12 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
             images = [image for _, image in opened]
             found: list[np.ndarray]
             scores: list[np.ndarray] = []
+            recalled = memory.recall(opened[0][0])
             if several:
-                found = maps = pipeline.label(
-                    images, list(banks.values()), batch=len(images), **settings)
+                found = maps = pipeline.label(images, recalled, batch=len(images), **settings)
                 sure = maps.presence
             else:
-                output = pipeline(images, first, batch=len(images), **settings)
+                output = pipeline(images, recalled[0], batch=len(images), **settings)
                 found, alone, scores = output.masks, output.presence, output.scores
                 sure = None if alone is None else [[share] for share in alone]
             if sure:
@@ -131,11 +142,12 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
 
             # the mask comes last: where it is, all is
             for row, ((query, image), mask) in enumerate(zip(opened, found, strict=True)):
-                made = made_with + hash_files([query.file])
+                made = stamp(query)
                 save_image(places[query][1], overlay(np.array(image), mask))
                 for file in places[query][2:]:
                     write_atomic(file, _encode_mask(np.rint(scores[row] * 65535), made, np.uint16))
                 write_atomic(places[query][0], _encode_mask(mask * white, made))
+                memory.remember(query, image, mask)
                 written += 1
     listed.close()
     return written
@@ -199,11 +211,13 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
     settings: list[Any] = [ages, str(source.base), content, values]
     if (source.path / PRESENCE).is_dir() or config.presence != "auto":
         settings += [config.presence, config.min_presence]
+    if config.video:
+        settings.append(config.memory)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def _not_done(
-    places: dict[Query, list[Path]], made_with: str, queries: Queries
+    places: dict[Query, list[Path]], stamp: Callable[[Query], str], queries: Queries
 ) -> list[Query]:
     """Returns the queries whose results are missing, or are of other settings."""
     todo, other = [], 0
@@ -213,11 +227,11 @@ def _not_done(
             continue
         try:
             found = open_image(files[0]).info.get(SETTINGS)
-            wanted = made_with + hash_files([query.file])
+            wanted = stamp(query)
             if found == wanted and len(files) > 2:  # scores may be of an earlier run
                 found = open_image(files[2]).info.get(SETTINGS, "")
         except InputError:
-            found, wanted = "", made_with  # a mask that is broken is made again
+            found, wanted = "", "whole"  # a mask that is broken is made again
         if found is None:
             queries.leave_out(files[0], "there already, from elsewhere; overwrite=true replaces it")
         elif found == wanted:
@@ -240,6 +254,18 @@ def _open_query(query: Query, queries: Queries) -> Image.Image | None:
             raise
         queries.unreadable[str(query.file)] = str(error)
         return None
+
+
+def _read_again(
+    frame: Query, mask_file: Path, several: bool
+) -> tuple[Image.Image, np.ndarray] | None:
+    """Reads a frame of an earlier run, and its mask or label map (H, W); None for neither."""
+    try:
+        labels, image = np.asarray(open_image(mask_file)), open_photo(frame.file)[0]
+    except InputError:
+        return None
+    fits = labels.shape == (image.height, image.width)  # somebody may have painted another
+    return (image, labels if several else labels > 0) if fits else None
 
 
 def _open_mask(
