@@ -153,9 +153,8 @@ def test_what_shows_nothing_is_not_remembered_and_each_folder_is_a_video(pipe, s
     nothing, first, both = np.zeros((64, 64)), square_mask() * 1, square_mask() * 1
     both[:10, :10] = 2
     shots = []
-    for query, labels in zip(
-        queries, [first, nothing, both, both, first, first, first, first], strict=False
-    ):
+    found = [first, nothing, both, both, first, first, first, first]
+    for query, labels in zip(queries, found, strict=True):
         shots.append([bank.shots for bank in memory.recall(query)])
         memory.remember(query, image, labels)
     assert shots == [[1, 1], [2, 1], [2, 1], [3, 2], [1, 1], [2, 1], [3, 1], [3, 1]]
