@@ -6,7 +6,6 @@ and give masks at their own size; `encode_support_pixels` and `segment` do the w
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,13 @@ from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_s
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
 from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps, check_output_type
+from diffews.images.weak import DEFAULT_WEAK, name_prompts, refiner
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import DEFAULT_THRESHOLD, latent_factor
-from diffews.models.hashing import WeightsHash
 from diffews.models.presence import NoPresence
 from diffews.models.saved import SavedPipeline
 from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.vae import decode_latents, encode_latents
+from diffews.models.vae import decode_latents, encode_latents, in_chunks
 from diffews.models.weights import check_parts
 from diffews.variants import Variant
 from diffews.variants.generation import draw_seeds
@@ -75,7 +74,6 @@ class DiffewsPipeline(SavedPipeline):
         self.method = Variant.read(None if variant_keys is None else dict(variant_keys)).build()
         self.denoising_steps, self.ensemble = 10, 1
         self.presence = NoPresence()  # or who is asked whether the class is there at all
-        self._weights_hash = WeightsHash()
 
     # ---- from tensors to tensors: what evaluation uses, and the other door calls ----
 
@@ -94,8 +92,12 @@ class DiffewsPipeline(SavedPipeline):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encodes RGB [B, 3, H, W] in [-1, 1] -> scaled means of the posterior [B, 4, H/f, W/f]."""
         vae = self.encoder or self.vae
-        latents = encode_latents(vae, pixels.to(self._execution_device, vae.dtype))
-        return latents.to(self._dtype)
+        device, size = self._execution_device, pixels[0, 0].numel()
+
+        def encode(part: Tensor) -> Tensor:
+            return encode_latents(vae, part.to(device, vae.dtype, non_blocking=True))
+
+        return in_chunks(encode, pixels, size).to(self._dtype)
 
     def encode_support_pixels(self, pixels: Tensor, masks: Tensor, shots: int) -> SupportBank:
         """Runs the support pass; the S supports of a set are neighbours.
@@ -144,8 +146,9 @@ class DiffewsPipeline(SavedPipeline):
         if injection.painted is not None:
             numbers += distinct[batch + len(supports) :].tolist()
         order = list(dict.fromkeys(numbers))
-        latents = self.encode_images(pictures[[numbers.index(number) for number in order]])
-        latents = latents[[order.index(number) for number in numbers]]
+        firsts = self._upload([numbers.index(number) for number in order])
+        rows = self._upload([order.index(number) for number in numbers])
+        latents = self.encode_images(pictures[firsts])[rows]
 
         features = latents[batch:].split(len(supports))
         return latents[:batch], self._prepare(features, masks, shots)
@@ -171,9 +174,10 @@ class DiffewsPipeline(SavedPipeline):
 
         # one member, unless answers to different noise are averaged
         vae, decoded = self.decoder or self.vae, []
+        decode = functools.partial(decode_latents, vae)
         for member in range(self.ensemble):
             answer = generation.sample(predict, latents, steps, member, seeds)
-            decoded.append(decode_latents(vae, answer.to(vae.dtype)))
+            decoded.append(in_chunks(decode, answer.to(vae.dtype), pixels[0, 0].numel()))
         mean = torch.stack(decoded).mean(0)
         rgb = quantize(mean)  # [B, 3, S, S] uint8
         scores = self.method.supervision.recover(rgb, pixels.to(rgb.device))
@@ -193,16 +197,20 @@ class DiffewsPipeline(SavedPipeline):
 
     def _prepare(self, features: Sequence[Tensor], masks: Tensor, shots: int) -> SupportBank:
         support = self.method.injection.join(features, masks)
-        timestep = torch.tensor(TIMESTEP, device=self._execution_device)
+        timestep = torch.full((), TIMESTEP, device=self._execution_device)
         bank = self.method.interaction.prepare(self.unet, support, timestep, self._text(), shots)
         return self.presence.sign(bank, masks)
+
+    def _upload(self, rows: list[int]) -> Tensor:
+        """Row numbers on the device; a list as an index would be waited for."""
+        return torch.tensor(rows).to(self._execution_device, non_blocking=True)
 
     def _text(self) -> Tensor | TextKeys:
         """The constant text condition, with its keys and values unless hooks hold the layers.
 
         They are computed at every call, whatever happened to the weights: 1/200 of a query pass.
         """
-        text = self.text["eval"].to(self._execution_device, self._dtype)
+        text = self.text["eval"].to(self._execution_device, self._dtype, non_blocking=True)
         if self.unet.is_managed:
             return text
         with torch.no_grad():
@@ -214,13 +222,14 @@ class DiffewsPipeline(SavedPipeline):
     def encode_support(
         self,
         images: ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]],
-        masks: Any,
+        masks: Any = None,
         image_size: int | None = None,
         *,
+        boxes: Any = None, points: Any = None, scribbles: Any = None, weak: str = DEFAULT_WEAK,
         mask_value: int | None = None,
         mask_colour: tuple[int, int, int] | None = None,
     ) -> SupportBank:
-        """Encodes support images and their masks once, for any number of queries.
+        """Encodes support images, and what marks the object, once for any number of queries.
 
         Args:
             images: one picture or a list of them, the shots of one set; a list of lists makes a
@@ -229,16 +238,20 @@ class DiffewsPipeline(SavedPipeline):
             masks: as many, each a PIL image or a file, as people draw them; or an array or tensor
                 (H, W) of its picture's size: bool, {0, 1} or {0, 255}.
             image_size: side in pixels to work at; the pipeline's own by default.
+            boxes, points, scribbles: in place of masks, as many (x0, y0, x1, y1), (x, y) or lists
+                of these, in pixels of the upright picture, or masks of strokes.
+            weak: how a mask is made of them, one of images.weak.WEAK.
             mask_value, mask_colour: what is the object in label maps, or in paint (R, G, B).
 
         Raises:
-            InputError: for masks of other values or sizes, masks that mark nothing (perhaps only
-                at image_size), or lists that do not pair.
+            InputError: for masks of other values or sizes, what marks nothing (perhaps only at
+                image_size) or is not in its picture, or lists that do not pair.
 
         """
-        size = self._check_size(image_size)
+        size, refine = self._check_size(image_size), refiner(weak, self._find_in_itself)
         pick = Pick.of(mask_value, mask_colour or ())
-        pixels, marks, shots = prepare_supports(images, masks, size, pick)
+        marked = name_prompts(images, masks, boxes, points, scribbles)
+        pixels, marks, shots = prepare_supports(images, marked, size, pick, refine)
         return self.encode_support_pixels(torch.tensor(pixels), torch.tensor(marks), shots)
 
     @torch.no_grad()
@@ -247,8 +260,7 @@ class DiffewsPipeline(SavedPipeline):
         queries: ImageInput | Sequence[ImageInput],
         bank: SupportBank | None = None,
         *,
-        support_images: Any = None,
-        support_masks: Any = None,
+        support_images: Any = None, support_masks: Any = None,
         threshold: float | None = None,
         threshold_rule: str = "reference",
         image_size: int | None = None,
@@ -257,8 +269,7 @@ class DiffewsPipeline(SavedPipeline):
         min_presence: float | None = None,
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "np",
-        return_dict: bool = True,
+        output_type: str = "np", return_dict: bool = True,
     ) -> DiffewsOutput:
         """Segments one or more queries.
 
@@ -365,6 +376,13 @@ class DiffewsPipeline(SavedPipeline):
             maps.add(labels, sure)
         return maps
 
+    def _find_in_itself(self, support: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Shows a support [1, 3, S, S] with a mask [1, S, S] -> what is found in it, [S, S]."""
+        pixels = torch.tensor(support)
+        bank = self.encode_support_pixels(pixels, torch.tensor(mask), 1)
+        found = self.segment(pixels, bank).check(["a support"])
+        return found.masks(self.config.threshold, "reference")[0].cpu().numpy()
+
     def _check_size(self, image_size: int | None) -> int:
         size = image_size or self.config.image_size
         factor = latent_factor(self.vae.config.block_out_channels)
@@ -376,24 +394,6 @@ class DiffewsPipeline(SavedPipeline):
         threshold = self.config.threshold if threshold is None else threshold
         check_call(threshold, rule, batch, least)
         return threshold
-
-    def save_bank(self, bank: SupportBank, path: str | Path) -> None:
-        """Writes a bank with the hash of the weights that recorded it."""
-        self.method.interaction.check_bank_use("a bank to save")
-        bank.save(path, self.weights_sha256)
-
-    def load_bank(self, path: str | Path) -> SupportBank:
-        """Reads a bank that `save_bank` wrote; a bank of other weights is an InputError."""
-        self.method.interaction.check_bank_use("a bank to read")
-        bank = SupportBank.load(path, self._execution_device, self.weights_sha256)
-        self.unet.check_bank(bank)
-        return bank.to(dtype=self.unet.dtype)
-
-    @property
-    def weights_sha256(self) -> str:
-        """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
-        modules = (self.unet, self.encoder or self.vae)
-        return self._weights_hash.read(modules, self.text["eval"])
 
 
 # where DiffusionPipeline.from_pretrained looks for the class that model_index.json names

@@ -27,6 +27,7 @@ from diffews.runtime.workers import check_workers
 
 BYTES: Literal["bytes"] = "bytes"
 GROUPS = ("What", "Data", "Model", "Training", "Speed and memory", "Output")  # of keys, in --help
+SWITCH = ("true", "false")
 WIDTH, COLUMN = 100, 28  # of --help, and where the meanings start
 DOLLAR = "\ue000"  # stands for $ inside omegaconf, which would take ${...} for a reference
 Config = TypeVar("Config")
@@ -148,7 +149,7 @@ def _pairs(arguments: Sequence[str], known: Mapping[str, Field]) -> Iterator[tup
         # a switch takes no other word than a truth value
         is_switch = name in known and _types(known[name])[0] is bool
         takes_next = bool(words) and not words[0].startswith("--") and (
-            not is_switch or words[0].lower() in ("true", "false"))
+            not is_switch or words[0].lower() in (*SWITCH, *known[name].metadata["choices"]))
         if not equals and word.startswith("--") and takes_next:
             equals, text = "=", words.pop(0)
         if not equals:
@@ -205,6 +206,8 @@ def _parse(text: str, item: Field | None) -> Any:
         return None
     if kinds[0] is int and str in kinds and re.fullmatch(r"-?\d{1,18}", text):  # or a word: auto
         return int(text)
+    if kinds[0] is bool and str in kinds and text.lower() in SWITCH:  # or a word: auto
+        return text.lower() == "true"
     if typing.get_origin(kinds[0]) is list:
         # a comma inside double quotes is part of a name: classes='"cup, mug",plate'
         words = re.findall(r'"([^"]*)"(?=,|$)|([^,]+)', text)
@@ -219,8 +222,10 @@ def _check(config: Any, known: dict[str, Field]) -> None:
         if any("\0" in str(text) for text in (value if isinstance(value, list) else [value])):
             raise InputError(f"{name}={value!r} holds a NUL character")
         choices, least = item.metadata["choices"], item.metadata["least"]
-        if choices and value not in choices and not (isinstance(value, int) and int in kinds):
-            words = ["an integer"] * (int in kinds) + [word for word in choices if word]
+        is_other = isinstance(value, int) and type(value) in kinds  # than the choices' words
+        if choices and value not in choices and not is_other:
+            words = ["an integer"] * (int in kinds) + list(SWITCH) * (bool in kinds)
+            words += [word for word in choices if word]
             allowed = ", ".join(words) + nearest(str(value), words)
             raise InputError(f"{name}={value!r} is not one of {allowed}")
         if isinstance(value, float) and not math.isfinite(value):

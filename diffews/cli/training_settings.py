@@ -91,8 +91,10 @@ class TrainConfig(BenchmarkKeys):
         ("auto", *DTYPES))
     batch: int = speed_key(
         1, "episodes in a forward pass, on each process", least=1, counted_as="global_batch")
-    checkpointing: bool = speed_key(
-        True, "compute activations again in the backward pass: less memory, a third slower")
+    checkpointing: bool | str = speed_key(
+        "auto", "compute activations again in the backward pass: less memory, a third slower; "
+        "auto: on a GPU whose memory is counted to be too small without", ("auto",),
+        changes_result=False)
     threads: int = speed_key(1, "CPU threads of the model", least=1)
     workers: int = speed_key(
         2, "processes that read pictures; never changes results", least=0, changes_result=False)

@@ -1,5 +1,6 @@
 """Training episodes: episode i is a function of (seed, i), whatever workers, ranks and restarts."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -78,6 +79,16 @@ class TrainingBatch:
     painted: Tensor | list[Tensor] | None = None
     masks: Tensor | None = None
     truth: Tensor | None = None
+
+    def pin_memory(self) -> "TrainingBatch":
+        """Returns the batch in memory from which a GPU can copy while it computes."""
+        pinned: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                pinned[name] = value.pin_memory()
+            elif name == "painted" and value is not None:
+                pinned[name] = [part.pin_memory() for part in value]
+        return dataclasses.replace(self, **pinned)
 
 
 class EpisodeReader(Protocol):

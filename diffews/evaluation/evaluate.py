@@ -193,11 +193,16 @@ def settle_batch(
         return dataclasses.replace(config, batch=int(read_json(out / "run.json").get("batch", 1)))
 
     def run(count: int) -> None:
-        segment_group(load(), read_group(dataset, [0] * count), config.shots)
+        group = read_group(dataset, make_groups(len(dataset), count)[0]).all_distinct()
+        segment_group(load(), group, config.shots, config.kv_sampling, config.flips)
 
     with in_step() as step:
         step.mine = auto_batch(run, device, dataset.image_size)
-    return dataclasses.replace(config, batch=min(*step.all, len(dataset)))
+    batch, why = min(step.all)
+    batch, why = min((batch, why), (len(dataset), "so many are there"))
+    if PartialState().is_main_process:
+        print(f"diffews: batch={batch}: {why}", file=sys.stderr)
+    return dataclasses.replace(config, batch=batch)
 
 
 def run_identity(

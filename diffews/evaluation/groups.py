@@ -69,6 +69,10 @@ class Group:
         shown = ("query_rgb", "support_rgb", "support_masks")
         return dataclasses.replace(self, **{name: getattr(self, name).flip(-1) for name in shown})
 
+    def all_distinct(self) -> "Group":
+        """Returns the group as one that shares no picture, which takes the most memory."""
+        return dataclasses.replace(self, distinct=torch.arange(len(self.distinct)))
+
     def pin_memory(self) -> "Group":
         """Returns the group in memory from which a GPU can copy while it computes."""
         pinned: dict[str, Any] = {
@@ -153,9 +157,11 @@ def _segment_group(
     supports = to_pixels(group.support_rgb.to(device, non_blocking=True))
     masks = group.support_masks.to(device, non_blocking=True)
 
-    # the exact path: each call of the VAE takes what the reference's takes
+    # the exact path: each call of the VAE takes what the reference's takes; all of them come before
+    # the UNet's, since low_memory= moves each part to the GPU when its turn comes
     if len(group.indices) == 1:
-        bank, latents = pipeline.encode_support_pixels(supports, masks, shots), None
+        latents = pipeline.encode_images(queries)
+        bank = pipeline.encode_support_pixels(supports, masks, shots)
     else:
         latents, bank = pipeline.encode_episodes(queries, supports, masks, shots, group.distinct)
 

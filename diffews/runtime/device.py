@@ -10,6 +10,7 @@ from diffews.errors import InputError, refuse
 
 MOST_BATCH = 32  # beyond it a GPU gains nothing
 CPU_PIXELS = 8 * 64 * 64  # of a batch; a larger one leaves the caches and is no faster
+TO_SPARE = 0.85  # share of the free memory that is counted on
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,6 +21,10 @@ def pick_device(name: str) -> torch.device:
 
     with refuse(f"device={name} cannot be used", RuntimeError, AssertionError):
         device = torch.device(name)
+        # one of several processes takes its own GPU before it asks for anything there
+        rank = os.environ.get("LOCAL_RANK")
+        if device.type == "cuda" and device.index is None and rank is not None:
+            torch.cuda.set_device(int(rank) % max(torch.cuda.device_count(), 1))
         torch.empty(0, device=device)
         # events, streams and pinned memory belong to the current device
         if device.type == "cuda" and device.index is not None:
@@ -62,31 +67,61 @@ def half_precision(device: torch.device) -> str:
     return "fp16"
 
 
-def auto_batch(run: Callable[[int], object], device: torch.device, image_size: int) -> int:
-    """Returns how many images to compute at once; on a GPU, as many as its memory holds.
+def auto_batch(
+        run: Callable[[int], object], device: torch.device, image_size: int) -> tuple[int, str]:
+    """Returns how many episodes to compute at once, and why; on a GPU, as many as fit.
 
-    run: computes so many; it is called with 1 and 2, and the growth of the peak memory says how
-    many fit. image_size: their side in pixels.
+    run: computes so many, which share no picture. image_size: their side in pixels.
     """
     if device.type != "cuda":
-        return max(1, CPU_PIXELS // image_size**2)
+        batch = max(1, CPU_PIXELS // image_size**2)
+        return batch, f"on a CPU more of {image_size} px leave its caches"
 
-    peaks = []
-    for count in (1, 2):
+    def peak(count: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)
-        try:
-            run(count)
-        except torch.OutOfMemoryError:
-            if count == 1:
-                raise
-            return 1
+        run(count)
         torch.cuda.synchronize(device)
-        peaks.append(torch.cuda.max_memory_allocated(device))
+        return torch.cuda.max_memory_allocated(device)
 
-    # the first image holds what all share; 15 % stays to spare
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    room = 0.85 * free - peaks[0]
-    return int(max(1, min(MOST_BATCH, 1 + room // max(peaks[1] - peaks[0], 1))))
+    # what is reserved is ours to use
+    def room() -> float:
+        free = torch.cuda.mem_get_info(device)[0]
+        return TO_SPARE * (free + torch.cuda.memory_reserved(device))
+
+    return largest_batch(peak, room)
+
+
+def largest_batch(peak: Callable[[int], int], room: Callable[[], float]) -> tuple[int, str]:
+    """Returns a batch whose peak fits, close to the largest, and why.
+
+    It is doubled as long as it fits, then halved in between: a straight line from two small ones
+    would be wrong, since what is computed in chunks grows no further from some batch on.
+
+    Args:
+        peak: computes a batch and gives the bytes that it took.
+        room: bytes that may be taken.
+
+    """
+    taken = {1: peak(1)}
+
+    def fits(count: int) -> bool:
+        try:
+            taken[count] = peak(count)
+        except torch.OutOfMemoryError:
+            return False
+        return taken[count] <= room()
+
+    batch, beyond = 1, 2
+    while beyond <= MOST_BATCH and fits(beyond):
+        batch, beyond = beyond, 2 * beyond
+    if batch == MOST_BATCH:
+        return batch, f"{batch} take {taken[batch] / 1e9:.1f} GB, and more gain nothing"
+
+    while beyond - batch > max(1, batch // 4):
+        middle = (batch + beyond) // 2
+        batch, beyond = (middle, beyond) if fits(middle) else (batch, middle)
+    return batch, (f"{batch} take {taken[batch] / 1e9:.1f} of {room() / 1e9:.1f} GB, "
+                   f"{beyond} do not fit")
 
 
 def device_name(device: torch.device) -> str:
@@ -101,8 +136,8 @@ def memory_advice() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise InputError(
-            "the GPU is out of memory; use batch=1, low_memory=true, dtype=fp16 or a smaller "
-            "image_size="
+            "the GPU is out of memory; use batch=1, then dtype=bf16 or fp16, then low_memory=true, "
+            "or a smaller image_size="
         ) from None
 
 
@@ -110,11 +145,12 @@ def exact_arithmetic(threads: int, tf32: bool = False) -> None:
     """Fixes what rounding depends on.
 
     threads: of the CPU; 0 leaves the number as torch has it.
-    tf32: lets a GPU compute in TF32, and choose kernels by timing them.
+    tf32: lets a GPU compute in TF32. It never chooses kernels by timing them, since another choice
+    gives other bytes.
     """
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.deterministic = not tf32
-    torch.backends.cudnn.benchmark = tf32
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False

@@ -213,7 +213,7 @@ def episode_work(setup: Setup, shots: int) -> Work:
     pipeline, size, batch = setup.pipeline, int(setup.config.image_size or 0), setup.config.batch
     device, groups = pipeline._execution_device, 1
     if not isinstance(batch, int):
-        batch = auto_batch(
+        batch, _ = auto_batch(
             lambda count: segment_group(pipeline, random_group(count, shots, size), shots),
             device, size)
     group = random_group(batch, shots, size)

@@ -29,11 +29,14 @@ def add_lora(unet: DiffewsUNet, rank: int) -> None:
 
 
 def make_optimizer(
-    name: str, parameters: list[nn.Parameter], **settings: Any
+    name: str, parameters: list[nn.Parameter], is_gpu: bool = False, **settings: Any
 ) -> torch.optim.Optimizer:
-    """Returns torch's AdamW, or bitsandbytes' AdamW with 8-bit state."""
+    """Returns torch's AdamW, or bitsandbytes' AdamW with 8-bit state.
+
+    is_gpu: one kernel changes all weights, without a copy of them in between; it rounds otherwise.
+    """
     if name == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
+        return torch.optim.AdamW(parameters, fused=is_gpu or None, **settings)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:

@@ -1,19 +1,26 @@
-"""What a training run runs on: processes, precision, learning rate."""
+"""What a training run runs on: processes, precision, learning rate, and its optimizer steps."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import is_tensorboard_available
 from diffusers.optimization import get_polynomial_decay_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
 
 from diffews.errors import InputError, first_line
 from diffews.runtime.device import pick_device
 from diffews.training import LR_END
+from diffews.training.step import StepInput
 
 if TYPE_CHECKING:
     from diffews.cli.training_settings import TrainConfig
+
+MOST_SKIPPED = 30  # steps in a row; float16's scale falls from 2^16 to nothing in so many
 
 
 def is_on_cpu(config: "TrainConfig") -> bool:
@@ -58,3 +65,86 @@ def make_schedule(
     warmup = round((config.warmup or 0) * config.steps)
     return get_polynomial_decay_schedule_with_warmup(
         optimizer, warmup, config.steps, lr_end=LR_END, power=1.0)
+
+
+@dataclass
+class Stepper:
+    """Takes optimizer steps; between two of them a GPU is not waited for.
+
+    Attributes:
+        accelerator: of `make_accelerator`.
+        module: gives the loss of a `StepInput`; prepared by the accelerator, as is the optimizer.
+        optimizer: changes the parameters.
+        schedule: of the learning rate.
+        parameters: what trains.
+        clip: largest norm of the gradient.
+        ema: average of the parameters, if any.
+        skipped: so many last steps were left out, since float16 overflowed in their gradients.
+
+    """
+
+    accelerator: Accelerator
+    module: nn.Module
+    optimizer: AcceleratedOptimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    parameters: list[nn.Parameter]
+    clip: float
+    ema: EMAModel | None = None
+    skipped: int = 0
+    _losses: list[Tensor] = field(default_factory=list)
+    _scale: float = 1.0
+
+    def add(self, step: StepInput) -> None:
+        """Adds the gradients of a batch; the last one of a step changes the parameters."""
+        accelerator = self.accelerator
+        if not self._losses and accelerator.scaler is not None:
+            self._scale = accelerator.scaler.get_scale()  # the GPU has nothing to do just now
+        with accelerator.accumulate(self.module):
+            loss = self.module(step)
+            self._losses.append(loss.detach())
+
+            # while gradients accumulate, accelerate makes the last two do nothing
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.parameters, self.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def finish(self) -> Tensor:
+        """Ends the step, and waits for what it gave.
+
+        A step that float16's scaler left out moves neither the schedule nor the average: they
+        count changes of the parameters.
+
+        Returns:
+            The loss of each batch that was added, the mean over all processes, on the CPU.
+
+        Raises:
+            InputError: after `MOST_SKIPPED` steps in a row that were left out.
+
+        """
+        mine, self._losses = torch.stack(self._losses), []
+        everyones = self.accelerator.gather(mine).reshape(-1, len(mine))
+        losses = torch.stack([losses.mean() for losses in everyones.T.contiguous()]).cpu()
+
+        if self._was_skipped():
+            self.skipped += 1
+            if self.skipped >= MOST_SKIPPED:
+                raise InputError(f"the gradients of {self.skipped} steps in a row do not fit into "
+                                 "fp16; use dtype=bf16, or a lower lr=")
+            return losses
+
+        self.skipped = 0
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        return losses
+
+    def _was_skipped(self) -> bool:
+        """Whether the scaler has just left a step out.
+
+        Accelerate's own `step_was_skipped` is blind to a fused optimizer, which is called and then
+        does nothing.
+        """
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() < self._scale

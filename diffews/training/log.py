@@ -1,6 +1,7 @@
 """What a training run says of itself: the loss of every step, and the curve of them."""
 
 import json
+import math
 from pathlib import Path
 
 import cv2
@@ -19,14 +20,18 @@ class StepLog:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         lines = path.read_text().splitlines()[:step] if path.is_file() else []
-        self.losses = [json.loads(line)["loss"] for line in lines]
+        losses = (json.loads(line)["loss"] for line in lines)
+        self.losses = [loss for loss in losses if loss is not None]
         write_atomic(path, "".join(line + "\n" for line in lines))
 
     def add(self, step: int, loss: float, lr: float) -> None:
-        """Appends a step."""
-        self.losses.append(loss)
+        """Appends a step; a loss that overflowed, which no weight has learned from, is null."""
+        is_finite = math.isfinite(loss)
+        if is_finite:
+            self.losses.append(loss)
+        line = {"step": step, "loss": loss if is_finite else None, "lr": lr}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "loss": loss, "lr": lr}) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def save_curve(self, path: Path, width: int = 800, height: int = 400, margin: int = 50) -> None:
         """Draws the loss over the steps on a logarithmic axis; sizes in pixels.

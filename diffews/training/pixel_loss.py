@@ -78,10 +78,13 @@ def mask_loss(rgb: Tensor, truth: Tensor) -> Tensor:
     return entropy + (1 - dice).mean()
 
 
-def make_loss(config: "TrainConfig", vae: AutoencoderKL, base: Path) -> Loss:
+def make_loss(
+    config: "TrainConfig", vae: AutoencoderKL, base: Path, checkpointing: bool
+) -> Loss:
     """Makes the loss that the config names; its decoder is frozen.
 
-    vae: of the base, whose folder `base` is. Raises InputError for a decoder that does not fit it.
+    vae: of the base, whose folder `base` is. checkpointing: also through the decoder. Raises
+    InputError for a decoder that does not fit it.
     """
     if not config.pixel_loss:
         return latent_loss
@@ -89,7 +92,7 @@ def make_loss(config: "TrainConfig", vae: AutoencoderKL, base: Path) -> Loss:
     if config.decoder is not None:
         small = load_small_vae(config.decoder, "decoder", vae, config.allow_bin, hash_vae(base))
         decoder = small.to(vae.device)
-    if config.checkpointing:
+    if checkpointing:
         decoder.enable_gradient_checkpointing()
     return PixelLoss(config.pixel_loss, decoder)
 

@@ -71,7 +71,7 @@ class TrainingStep(nn.Module):
 
         # the support pass is always at the timestep of the one step
         support = self.method.injection.join(supports, step.masks)
-        timestep = torch.tensor(TIMESTEP, device=step.query.device)
+        timestep = torch.full((), TIMESTEP, device=step.query.device)  # nothing is uploaded
         state = interaction.prepare(self.unet, support, timestep, self.text, step.shots)
 
         predicted = interaction.segment(self.unet, step.query, step.timestep, self.text, state)
@@ -103,11 +103,13 @@ def encode_batch(
     supports = []
     for images, part in ((batch.supports, parts[2]), (batch.painted, parts[3])):
         if images is not None and method.interaction.reads_pixels:
-            supports.append(to_pixels(torch.cat([*images]).to(vae.device)))  # [B*S, 3, H, W]
+            pixels = torch.cat([*images]).to(vae.device, non_blocking=True)
+            supports.append(to_pixels(pixels))  # [B*S, 3, H, W]
         elif images is not None:
             supports.append(_sample_latents(vae, images, part))  # [B*S, 4, h, w]
-    masks = None if batch.masks is None else batch.masks.flatten(0, 1).to(vae.device)
-    truth = None if batch.truth is None else batch.truth.to(vae.device)
+    masks, truth = (part if part is None else part.to(vae.device, non_blocking=True)
+                    for part in (batch.masks, batch.truth))
+    masks = masks if masks is None else masks.flatten(0, 1)
     return StepInput(*pair, supports, masks, batch.shots, truth)
 
 
@@ -120,10 +122,11 @@ def _sample_latents(
     """
     moments = torch.cat([
         torch.stack([encode_moments(vae, rgb) for rgb in part])
-        if part.dtype == torch.uint8 else part.to(vae.device) for part in images])
+        if part.dtype == torch.uint8 else part.to(vae.device, non_blocking=True)
+        for part in images])
     latents, deviation = moments.unbind(1)
     if noise is not None:
-        latents = latents + deviation * noise.flatten(0, 1).to(vae.device)
+        latents = latents + deviation * noise.flatten(0, 1).to(vae.device, non_blocking=True)
     return latents * vae.config.scaling_factor
 
 
@@ -133,5 +136,6 @@ def encode_moments(vae: AutoencoderKL, rgb: Tensor) -> Tensor:
 
     One image at a time, so that cached and fresh latents are the same to the bit; float32.
     """
-    posterior = vae.encode(to_pixels(rgb[None].to(vae.device)).to(vae.dtype)).latent_dist
+    pixels = to_pixels(rgb[None].to(vae.device, non_blocking=True)).to(vae.dtype)
+    posterior = vae.encode(pixels).latent_dist
     return torch.cat([posterior.mean, posterior.std]).float()

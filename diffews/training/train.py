@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -38,8 +37,9 @@ from diffews.runtime.processes import in_step, one_run, together
 from diffews.training.adapters import add_lora, make_optimizer, plain_unet
 from diffews.training.checkpoints import (
     list_checkpoints, load_state, save_checkpoint, save_weight_dir)
-from diffews.training.engine import is_on_cpu, make_accelerator, make_schedule
+from diffews.training.engine import Stepper, is_on_cpu, make_accelerator, make_schedule
 from diffews.training.log import StepLog
+from diffews.training.memory import settle_checkpointing
 from diffews.training.pixel_loss import learned_threshold, make_loss
 from diffews.training.start import load_start, make_record, start_files
 from diffews.training.step import StepInput, TrainingStep, encode_batch, encode_moments
@@ -122,19 +122,23 @@ class Trainer:
             torch.manual_seed(config.seed)  # the additions start at random
             add_lora(self.unet, config.lora)
         self.method.freeze_unused(self.unet)
-        if config.checkpointing:
-            self.unet.enable_gradient_checkpointing()
         self.parameters = [weight for weight in self.unet.parameters() if weight.requires_grad]
+        is_checkpointing = settle_checkpointing(config, self.unet, side, self.accelerator)
+        if is_checkpointing:
+            self.unet.enable_gradient_checkpointing()
 
         # how it trains
         optimizer = make_optimizer(
             config.optimizer, self.parameters, lr=config.lr, betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay)
+            weight_decay=config.weight_decay, is_gpu=self.accelerator.device.type == "cuda")
         self.schedule = make_schedule(optimizer, config)
-        loss = make_loss(config, self.vae, base)
+        loss = make_loss(config, self.vae, base, is_checkpointing)
         step = TrainingStep(self.unet, self.text["train"], self.method, loss)
         self.module, self.optimizer = self.accelerator.prepare(step, optimizer)
         self.ema = EMAModel(self.parameters, decay=config.ema) if config.ema else None
+        self.stepper = Stepper(
+            self.accelerator, self.module, self.optimizer, self.schedule, self.parameters,
+            config.clip, self.ema)
 
     @functools.cached_property  # it hashes gigabytes at full size
     def identity(self) -> dict[str, Any]:
@@ -172,7 +176,8 @@ class Trainer:
         last = min(config.steps, config.stop_at or config.steps)
         micro_steps = range(self.step * config.accumulate, last * config.accumulate)
         reader = self.batch_reader(self.episode_reader())
-        batches = stream(reader.read, micro_steps, config.workers)
+        batches = stream(reader.read, micro_steps, config.workers,
+                         accelerator.device.type == "cuda")
         episodes = config.batch * config.accumulate * accelerator.num_processes  # of a step
 
         is_main, first = accelerator.is_main_process, self.step
@@ -271,29 +276,21 @@ class Trainer:
             InputError: for a loss that is not finite; it names the episodes.
 
         """
-        accelerator, losses = self.accelerator, []
+        shown = []
         for _ in range(self.config.accumulate):
             batch = next(batches)
-            with accelerator.accumulate(self.module):
-                loss = self.module(self.step_input(batch))
-                losses.append(accelerator.gather(loss.detach().reshape(1)).mean())
-                if not math.isfinite(losses[-1]):
-                    names = "; ".join(json.dumps(episode.names()) for episode in batch.episodes)
-                    raise InputError(f"the loss of step {self.step + 1} is {losses[-1]:g}, "
-                                     f"on the episodes {names}")
+            shown.append(batch.episodes)
+            self.stepper.add(self.step_input(batch))
+        losses = self.stepper.finish()
 
-                # while gradients accumulate, accelerate makes the last two do nothing
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.parameters, self.config.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-
-        self.schedule.step()
+        # what float16 makes of a loss that is too large, its scaler has left out
+        for loss, episodes in zip(losses, shown, strict=True):
+            if not loss.isfinite() and self.stepper.skipped == 0:
+                names = "; ".join(json.dumps(episode.names()) for episode in episodes)
+                raise InputError(f"the loss of step {self.step + 1} is {loss:g}, "
+                                 f"on the episodes {names}")
         self.step += 1
-        if self.ema is not None:
-            self.ema.step(self.parameters)
-        return float(torch.stack(losses).mean())
+        return float(losses.mean())
 
     def step_input(self, batch: TrainingBatch) -> StepInput:
         """Encodes a batch; its randomness is a function of the seed and the episodes' indices."""
@@ -302,6 +299,7 @@ class Trainer:
         if self.config.sample_posterior:
             shape = (2 + 2 * batch.shots, *self.latent)
             noise = torch.stack([self.episodes.noise(index, shape) for index in batch.indices])
+            noise = noise.pin_memory() if self.vae.device.type == "cuda" else noise
         step = encode_batch(batch, self.vae, self.method, draws, noise)
         is_on = self.step >= self.config.pixel_from
         return step if is_on else dataclasses.replace(step, truth=None)

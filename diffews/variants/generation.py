@@ -63,7 +63,7 @@ class OneStep(Generation):
     def training_pair(
         self, query: Tensor, target: Tensor, draws: Sequence[np.random.Generator]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return query, torch.tensor(TIMESTEP, device=query.device), target
+        return query, torch.full((), TIMESTEP, device=query.device), target
 
     def check_steps(self, steps: int) -> None:
         raise InputError(f"num_inference_steps={steps}: these weights answer in one step; "
@@ -73,7 +73,7 @@ class OneStep(Generation):
         self, predict: Predict, query: Tensor, steps: int, member: int,
         seeds: Sequence[int] | None = None,
     ) -> Tensor:
-        return predict(query, torch.tensor(TIMESTEP, device=query.device))
+        return predict(query, torch.full((), TIMESTEP, device=query.device))
 
 
 class ImageToMask(Generation):
@@ -98,7 +98,8 @@ class ImageToMask(Generation):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gives every episode a timestep of its own."""
         steps = [int(draw.integers(TRAIN_STEPS)) for draw in draws]
-        return self._noisy(query, target, query, torch.tensor(steps, device=query.device))
+        timesteps = torch.tensor(steps).to(query.device, non_blocking=True)
+        return self._noisy(query, target, query, timesteps)
 
     def check_steps(self, steps: int) -> None:
         if not 1 <= steps < TRAIN_STEPS:
@@ -144,9 +145,9 @@ class NoiseToMask(ImageToMask):
         shape = tuple(query.shape[1:])
         noise = torch.stack([
             multi_resolution_noise(shape, draw, NOISE_STRENGTH * step / TRAIN_STEPS)
-            for draw, step in zip(draws, steps, strict=True)]).to(query)
+            for draw, step in zip(draws, steps, strict=True)]).to(query, non_blocking=True)
 
-        timesteps = torch.tensor(steps, device=query.device)
+        timesteps = torch.tensor(steps).to(query.device, non_blocking=True)
         noisy, timestep, goal = self._noisy(query, target, noise, timesteps)
         return torch.cat([query, noisy], dim=1), timestep, goal
 
