@@ -22,6 +22,7 @@ from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps, che
 from diffews.images.weak import DEFAULT_WEAK, name_prompts, refiner
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import DEFAULT_THRESHOLD, latent_factor
+from diffews.models.lora import LoraPipeline
 from diffews.models.presence import NoPresence
 from diffews.models.saved import SavedPipeline
 from diffews.models.unet import TIMESTEP, DiffewsUNet
@@ -31,7 +32,7 @@ from diffews.variants import Variant
 from diffews.variants.generation import draw_seeds
 
 
-class DiffewsPipeline(SavedPipeline):
+class DiffewsPipeline(LoraPipeline, SavedPipeline):
     """Segments in a query what the mask marks in one or more support images (arXiv:2410.02369).
 
     Args:
