@@ -294,8 +294,7 @@ class DiffewsPipeline(LoraPipeline, SavedPipeline):
 
         """
         check_output_type(output_type)
-        if num_inference_steps is not None:
-            self.method.generation.check_steps(num_inference_steps)
+        self.method.generation.check_steps(num_inference_steps)
         size = self._check_size(image_size)
         threshold = self._check(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
@@ -305,10 +304,10 @@ class DiffewsPipeline(LoraPipeline, SavedPipeline):
                 raise InputError("support_images without support_masks; give one mask an image")
             bank = self.encode_support(support_images, support_masks, size)
         images = as_list(queries, 3)
+        seeds = draw_seeds(generator, len(images))
         if bank.batch not in (1, len(images)):
             raise InputError(f"{len(images)} queries for a bank of {bank.batch} support sets; "
                              "give one set, or one each")
-        seeds = draw_seeds(generator, len(images))
 
         output = DiffewsOutput(masks=[], scores=[])
         for start in range(0, len(images), batch):
