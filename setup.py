@@ -24,6 +24,8 @@ setup(
         "8bit": ["bitsandbytes>=0.45"],  # optimizer=adamw8bit
         "tensorboard": ["tensorboard"],  # tracker=tensorboard
         "sbd": ["scipy>=1.11"],  # prepare benchmark=pascal5i
+        # export format=onnx; to run what it writes, onnxruntime is enough
+        "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
         "heif": ["pillow-heif>=0.18"],  # HEIC and HEIF pictures of segment, folder, coco_json
     },
     install_requires=[

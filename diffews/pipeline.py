@@ -6,7 +6,6 @@ and give masks at their own size; `encode_support_pixels` and `segment` do the w
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_s
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import Segmentation, check_call, quantize
 from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps, check_output_type
+from diffews.images.weak import DEFAULT_WEAK, name_prompts, refiner
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import DEFAULT_THRESHOLD, latent_factor
-from diffews.models.hashing import WeightsHash
+from diffews.models.lora import LoraPipeline
 from diffews.models.presence import NoPresence
 from diffews.models.saved import SavedPipeline
 from diffews.models.unet import TIMESTEP, DiffewsUNet
@@ -32,7 +32,7 @@ from diffews.variants import Variant
 from diffews.variants.generation import draw_seeds
 
 
-class DiffewsPipeline(SavedPipeline):
+class DiffewsPipeline(LoraPipeline, SavedPipeline):
     """Segments in a query what the mask marks in one or more support images (arXiv:2410.02369).
 
     Args:
@@ -75,7 +75,6 @@ class DiffewsPipeline(SavedPipeline):
         self.method = Variant.read(None if variant_keys is None else dict(variant_keys)).build()
         self.denoising_steps, self.ensemble = 10, 1
         self.presence = NoPresence()  # or who is asked whether the class is there at all
-        self._weights_hash = WeightsHash()
 
     # ---- from tensors to tensors: what evaluation uses, and the other door calls ----
 
@@ -212,13 +211,14 @@ class DiffewsPipeline(SavedPipeline):
     def encode_support(
         self,
         images: ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]],
-        masks: Any,
+        masks: Any = None,
         image_size: int | None = None,
         *,
+        boxes: Any = None, points: Any = None, scribbles: Any = None, weak: str = DEFAULT_WEAK,
         mask_value: int | None = None,
         mask_colour: tuple[int, int, int] | None = None,
     ) -> SupportBank:
-        """Encodes support images and their masks once, for any number of queries.
+        """Encodes support images, and what marks the object, once for any number of queries.
 
         Args:
             images: one picture or a list of them, the shots of one set; a list of lists makes a
@@ -227,16 +227,20 @@ class DiffewsPipeline(SavedPipeline):
             masks: as many, each a PIL image or a file, as people draw them; or an array or tensor
                 (H, W) of its picture's size: bool, {0, 1} or {0, 255}.
             image_size: side in pixels to work at; the pipeline's own by default.
+            boxes, points, scribbles: in place of masks, as many (x0, y0, x1, y1), (x, y) or lists
+                of these, in pixels of the upright picture, or masks of strokes.
+            weak: how a mask is made of them, one of images.weak.WEAK.
             mask_value, mask_colour: what is the object in label maps, or in paint (R, G, B).
 
         Raises:
-            InputError: for masks of other values or sizes, masks that mark nothing (perhaps only
-                at image_size), or lists that do not pair.
+            InputError: for masks of other values or sizes, what marks nothing (perhaps only at
+                image_size) or is not in its picture, or lists that do not pair.
 
         """
-        size = self._check_size(image_size)
+        size, refine = self._check_size(image_size), refiner(weak, self._find_in_itself)
         pick = Pick.of(mask_value, mask_colour or ())
-        pixels, marks, shots = prepare_supports(images, masks, size, pick)
+        marked = name_prompts(images, masks, boxes, points, scribbles)
+        pixels, marks, shots = prepare_supports(images, marked, size, pick, refine)
         return self.encode_support_pixels(torch.tensor(pixels), torch.tensor(marks), shots)
 
     @torch.no_grad()
@@ -245,8 +249,7 @@ class DiffewsPipeline(SavedPipeline):
         queries: ImageInput | Sequence[ImageInput],
         bank: SupportBank | None = None,
         *,
-        support_images: Any = None,
-        support_masks: Any = None,
+        support_images: Any = None, support_masks: Any = None,
         threshold: float | None = None,
         threshold_rule: str = "reference",
         image_size: int | None = None,
@@ -255,8 +258,7 @@ class DiffewsPipeline(SavedPipeline):
         min_presence: float | None = None,
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "np",
-        return_dict: bool = True,
+        output_type: str = "np", return_dict: bool = True,
     ) -> DiffewsOutput:
         """Segments one or more queries.
 
@@ -280,8 +282,7 @@ class DiffewsPipeline(SavedPipeline):
 
         """
         check_output_type(output_type)
-        if num_inference_steps is not None:
-            self.method.generation.check_steps(num_inference_steps)
+        self.method.generation.check_steps(num_inference_steps)
         size = self._check_size(image_size)
         threshold = self._check(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
@@ -291,10 +292,10 @@ class DiffewsPipeline(SavedPipeline):
                 raise InputError("support_images without support_masks; give one mask an image")
             bank = self.encode_support(support_images, support_masks, size)
         images = as_list(queries, 3)
+        seeds = draw_seeds(generator, len(images))
         if bank.batch not in (1, len(images)):
             raise InputError(f"{len(images)} queries for a bank of {bank.batch} support sets; "
                              "give one set, or one each")
-        seeds = draw_seeds(generator, len(images))
 
         output = DiffewsOutput(masks=[], scores=[])
         for start in range(0, len(images), batch):
@@ -363,6 +364,13 @@ class DiffewsPipeline(SavedPipeline):
             maps.add(labels, sure)
         return maps
 
+    def _find_in_itself(self, support: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Shows a support [1, 3, S, S] with a mask [1, S, S] -> what is found in it, [S, S]."""
+        pixels = torch.tensor(support)
+        bank = self.encode_support_pixels(pixels, torch.tensor(mask), 1)
+        found = self.segment(pixels, bank).check(["a support"])
+        return found.masks(self.config.threshold, "reference")[0].cpu().numpy()
+
     def _check_size(self, image_size: int | None) -> int:
         size = image_size or self.config.image_size
         factor = latent_factor(self.vae.config.block_out_channels)
@@ -374,24 +382,6 @@ class DiffewsPipeline(SavedPipeline):
         threshold = self.config.threshold if threshold is None else threshold
         check_call(threshold, rule, batch, least)
         return threshold
-
-    def save_bank(self, bank: SupportBank, path: str | Path) -> None:
-        """Writes a bank with the hash of the weights that recorded it."""
-        self.method.interaction.check_bank_use("a bank to save")
-        bank.save(path, self.weights_sha256)
-
-    def load_bank(self, path: str | Path) -> SupportBank:
-        """Reads a bank that `save_bank` wrote; a bank of other weights is an InputError."""
-        self.method.interaction.check_bank_use("a bank to read")
-        bank = SupportBank.load(path, self._execution_device, self.weights_sha256)
-        self.unet.check_bank(bank)
-        return bank.to(dtype=self.unet.dtype)
-
-    @property
-    def weights_sha256(self) -> str:
-        """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
-        modules = (self.unet, self.encoder or self.vae)
-        return self._weights_hash.read(modules, self.text["eval"])
 
 
 # where DiffusionPipeline.from_pretrained looks for the class that model_index.json names

@@ -16,10 +16,17 @@ for shots in 1 5; do
     out="$out/${shots}shot" pictures=12 | tail -n 1
 done
 "$PYTHON" -m diffews eval weight="$tiny/plus_fold0" "${keys[@]}" out="$out/plus_1shot" | tail -n 1
+
+# the same queries, and each once more for a class that it does not hold
+"$PYTHON" -m diffews eval weight="$tiny/shapes_fold0" "${keys[@]}" episodes=$(((episodes + 2) / 3)) \
+  absent=true batch=10 out="$out/absent" > "$out/absent.txt"
 echo
 "$PYTHON" -m diffews baselines weight="$tiny/shapes_fold0" "${keys[@]}" \
   runs="$out/1shot,$out/5shot,$out/plus_1shot" \
   names="DiffewS 1-shot,DiffewS 5-shot,DiffewS+ 1-shot" out="$out/table.json"
+echo
+echo "is the class there at all? (docs/presence.md)"
+grep -E "^(absent|gate)" "$out/absent.txt"
 echo
 cat <<END
 DiffewS is the paper's recipe; DiffewS+ is ours, a second stage of training: docs/training.md

@@ -11,7 +11,7 @@ PACKAGE = Path(diffews.__file__).parent
 
 BELOW = {"errors", "runtime"}  # files, device: whoever needs them
 MODEL = BELOW | {"images", "models", "variants"}
-JOINED = MODEL | {"pipeline", "runtime.loading", "data"}
+JOINED = MODEL | {"pipeline", "onnx", "runtime.loading", "data"}
 MAY_IMPORT = {  # room, or a file that stands apart -> what it may import beside itself
     "errors": set(),
     "runtime": {"errors"},
@@ -20,6 +20,7 @@ MAY_IMPORT = {  # room, or a file that stands apart -> what it may import beside
     "data": BELOW | {"images"},
     "variants": BELOW | {"images", "models"},
     "pipeline": MODEL,
+    "onnx": BELOW | {"images", "models"},
     "runtime.loading": MODEL | {"pipeline"},
     "evaluation": JOINED,
     "training": JOINED | {"evaluation"},

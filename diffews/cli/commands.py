@@ -28,9 +28,10 @@ from diffews.data.negatives import check_absence_is_known
 from diffews.data.registry import open_benchmark
 from diffews.errors import InputError, printable
 from diffews.evaluation.queries import find_queries
-from diffews.evaluation.segment import report, segment
+from diffews.evaluation.segment import open_export, report, segment
+from diffews.evaluation.supports import count_marks
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, PRESENCE, check_base, check_image_size, find_weights)
+    DEFAULT_IMAGE_SIZE, EXPORT, PRESENCE, WeightDir, check_base, check_image_size, find_weights)
 from diffews.models.hub import BASE_FILES, HUB, resolve
 from diffews.runtime.locks import one_writer
 
@@ -140,24 +141,37 @@ def run_figure(config: FigureConfig) -> None:
 
 def run_segment(config: SegmentConfig) -> int:
     """Segments pictures of one's own; 1 if one of them could not be read."""
-    if not config.bank and not (config.support and config.mask):
-        raise InputError("give support= with mask=, or bank=")
+    if not config.bank and not (config.support and count_marks(config)):
+        raise InputError("give support= with mask=, box=, point= or scribble=, or bank=")
     if config.save_bank is not None:
         check_names(config.classes, "classes=")  # files of these names are written
-    queries = find_queries(config)
     if config.weight is None:
         warnings.warn(
             "weight= is not given; the shipped tiny weights know coloured shapes only",
             stacklevel=1)
-    source = find_weights(config.weight or default_weight(0), config.base)
-    config = replace(config, image_size=source.image_size(config.image_size),
-                     threshold=source.threshold(config.threshold))
 
+    # a weight dir, or graphs that need no torch
+    weight, graphs = config.weight or default_weight(0), None
+    folder = Path(weight)
+    if (folder / EXPORT).is_file():
+        graphs = open_export(config, folder)
+        source = WeightDir(folder, folder, folder, graphs.record)
+        size = graphs.check_size(config.image_size)
+    else:
+        source = find_weights(weight, config.base)
+        size = source.image_size(config.image_size)
+    config = replace(config, image_size=size, threshold=source.threshold(config.threshold))
+
+    from diffews.evaluation.clips import unpack_clips, write_overlays
     from diffews.evaluation.labels.results import label_results
 
+    config = unpack_clips(config)
+    queries = find_queries(config)
+
     with one_writer(Path(config.out)):
-        count = segment(config, source, queries)
+        count = segment(config, source, queries, graphs)
         labelled = label_results(config, queries)
+        write_overlays(config)
     report(queries)
     print(f"wrote {count} mask(s) and overlay(s) to {config.out}")
     if labelled:

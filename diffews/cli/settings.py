@@ -10,12 +10,13 @@ from typing import Any
 
 from diffews.cli.keys import (
     BYTES, CHECKOUT, REQUIRED, key, list_key, model_key, output_key, rounding_key, speed_key)
-from diffews.cli.label_settings import LabelKeys
+from diffews.cli.label_settings import LabelKeys, VideoKeys
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.data.weak_masks import PROMPTS
 from diffews.errors import InputError
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import THRESHOLD_RULES, check_presence, check_threshold
+from diffews.images.weak import DEFAULT_WEAK, WEAK
 
 DTYPES = ("fp32", "bf16", "fp16")
 DATASETS = str(CHECKOUT / "datasets")
@@ -119,8 +120,8 @@ class ModelKeys:
     device: str = rounding_key("auto", DEVICE)
     fast: bool = speed_key(  # changes nothing itself: the keys that it stands for are what counts
         False, "batch=auto, on a GPU tf32=true and half precision (bf16 where it is fast), on a "
-        "CPU channels_last=true and threads= all cores; batch=1, dtype=fp32 and threads=1 count as not "
-        "given", changes_result=False)
+        "CPU channels_last=true and threads= all cores; batch=1, dtype=fp32 and threads=1 count "
+        "as not given", changes_result=False)
     channels_last: bool = rounding_key(
         False, "memory layout in which convolutions are fastest; changes rounding")
     compile: bool = rounding_key(
@@ -245,19 +246,31 @@ class EpisodesConfig(ListKeys):
 
 
 @dataclass(frozen=True)
-class SegmentConfig(LabelKeys, ModelKeys):
+class SegmentConfig(LabelKeys, VideoKeys, ModelKeys):
     """Segment pictures of your own: what the support's mask marks, in each query.
 
     diffews segment weight=weight/incontext support=cat.jpg mask=cat.png query=photos
     diffews segment weight=weight/incontext bank=cat.safetensors query=a.jpg,b.jpg format=coco,yolo
+    diffews segment weight=weight/incontext support=cat.jpg box=40,60,320,410 query=photos
     """
 
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")
     mask: list[str] = key([], "their masks, in the same order: white on black, in any format")
+    box: str = key(
+        "", "in place of mask=: a box around the object, x0,y0,x1,y1 in pixels of the upright "
+        "picture; several supports: '1,2,30,40;5,6,70,80'")
+    point: str = key(
+        "", "in place of mask=: points on the object, x,y or x,y,x,y; several supports: 'x,y;x,y'")
+    scribble: list[str] = key([], "in place of mask=: strokes on the object, white on black")
+    weak: str = key(
+        DEFAULT_WEAK, "what makes a mask of box=, point= or scribble=: it is as drawn (fill); its "
+        "colours (grabcut); the model, shown the support itself (self); auto: self for boxes, "
+        "grabcut for the others", WEAK)
     mask_value: int | None = key(
         None, "in masks that are label maps: which value (or palette index) is the object", least=0)
     mask_colour: list[int] = key([], "in painted masks: which colour is the object: 255,0,0")
-    query: list[str] = key(REQUIRED, "query picture(s), folders of them, or patterns: 'a/*.jpg'")
+    query: list[str] = key(
+        REQUIRED, "query picture(s), folders of them, patterns: 'a/*.jpg', or clip(s): a.mp4")
     recursive: bool = key(False, "look into sub-folders, too; they keep their place in out")
     classes: list[str] = key(
         [], "name of each support's class, in the same order; several make a label map; a name "

@@ -4,15 +4,19 @@ As in `commands.py`, torch is imported inside the functions, after the checks.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from diffews.cli.tool_settings import (
     BenchmarkConfig, DistillConfig, ExportConfig, InitBaseConfig, MakeShapesConfig, TinyBaseConfig)
 from diffews.errors import InputError
 from diffews.images.files import find_masks
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, check_base, check_image_size, find_weights, vae_factor)
+    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights, hash_weights,
+    vae_factor)
 from diffews.models.hub import resolve
 from diffews.runtime.files import check_new
 from diffews.runtime.locks import one_writer
@@ -39,16 +43,57 @@ def run_init_base(config: InitBaseConfig) -> None:
 
 
 def run_export(config: ExportConfig) -> None:
-    """Writes weights in another precision."""
-    source = find_weights(config.weight, config.base)
+    """Writes weights in another precision, or as graphs."""
+    source, out = find_weights(config.weight, config.base), Path(config.out)
+    check_new(out)
+    if config.format == "diffusers":
+        from diffews.runtime.device import torch_dtype
+        from diffews.tools.init_base import export_weights
 
-    from diffews.runtime.device import torch_dtype
-    from diffews.tools.init_base import export_weights
+        results = read_runs_of(source, config.runs)
+        with one_writer(out, new=True):
+            export_weights(
+                source, out, torch_dtype(config.dtype or "fp16"), config.include_base, results)
+        print(f"wrote {config.out}")
+        return
 
-    with one_writer(Path(config.out), new=True):
-        export_weights(
-            source, Path(config.out), torch_dtype(config.dtype), config.include_base)
-    print(f"wrote {config.out}")
+    # a graph is a fixed computation, that of the released variant
+    size = source.image_size(config.image_size)
+    own, released = Variant.read(source.record.get("variant")).asdict(), Variant().asdict()
+    for name in ("interaction", "injection", "supervision", "generation"):
+        if own[name] != released[name]:
+            raise InputError(
+                f"weight={config.weight} was trained with {name}={own[name]}; "
+                f"format={config.format} writes {name}={released[name]} alone, use "
+                "format=diffusers")
+    for package in ("onnx", "onnxscript", "onnxruntime") if config.format == "onnx" else ():
+        if find_spec(package) is None:
+            raise InputError(f"format=onnx needs the package {package}; "
+                             "pip install 'diffews[onnx]'")
+
+    from diffews.tools.export import export_graphs
+
+    with one_writer(out, new=True):
+        export_graphs(source, out, config.format, size, config.dynamic_size, config.encoder,
+                      config.decoder)
+    print(f"wrote {config.out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
+
+
+def read_runs_of(source: WeightDir, runs: Sequence[str]) -> list[dict[str, Any]]:
+    """Reads evaluations of a weight dir, verified, for its model card.
+
+    Raises:
+        InputError: for a run of other weights.
+
+    """
+    from diffews.evaluation.tables import read_run
+
+    results = [read_run(Path(run)).result for run in runs]
+    own = hash_weights(source)["weight_sha256"] if runs else ""
+    for run, result in zip(runs, results, strict=True):
+        if result.get("weight_sha256") != own:
+            raise InputError(f"runs={run} is an evaluation of other weights than {source.path}")
+    return results
 
 
 def run_make_tiny_base(config: TinyBaseConfig) -> None:

@@ -10,6 +10,7 @@ from diffews.errors import InputError
 from diffews.evaluation.published import SETTINGS
 
 ORDERS = ("list", "best", "worst", "both", "spread")
+FORMATS = ("diffusers", "onnx", "torch")  # of `export`
 SHAPES = {"sd21": 8, "tiny": 4}  # the random weights of `benchmark`, and pixels of a latent
 ALL_CORES = "processes that read pictures; 0 takes all cores"
 
@@ -104,20 +105,52 @@ class InitBaseConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write trained weights as a small folder to hand on, in half precision.
+    """Write trained weights to hand on: in half precision, or as graphs that run anywhere.
 
     diffews export weight=weight/mine_fold0 out=weight/mine_fold0_fp16
+    diffews export weight=weight/mine_fold0 include_base=true out=weight/mine_whole
+    diffews export weight=weight/mine_fold0 format=onnx out=mine_onnx
     diffews export weight=weight/mine_fold0/checkpoint-2000 out=weight/early dtype=fp32
     """
 
     weight: str = model_key(REQUIRED, "weight dir or checkpoint")
     base: str | None = model_key(
         None, "the base to record; by default the one that the weight dir names")
-    dtype: str = output_key("fp16", "precision in which the weights are stored", DTYPES)
+    encoder: str | None = model_key(
+        None, "onnx, torch: small VAE whose encoder replaces the base's")
+    decoder: str | None = model_key(
+        None, "onnx, torch: small VAE whose decoder replaces the base's")
+    image_size: int | None = model_key(
+        None, "onnx, torch: side in pixels that the graphs take; by default as recorded, else 512",
+        least=1)
+    format: str = output_key(
+        "diffusers", "diffusers: a weight dir; onnx: graphs that run without torch, by "
+        "diffews.onnx, `segment` or anything else; torch: graphs of torch.export", FORMATS)
+    dynamic_size: bool = output_key(
+        False, "onnx, torch: let the graphs take every size (SD: multiples of 64)")
+    dtype: str | None = output_key(
+        None, "diffusers: precision in which the weights are stored, fp16 by default; graphs are "
+        "in fp32", (*DTYPES, None))
     include_base: bool = output_key(
-        False, "also copy the base into the folder, which is then whole and can go anywhere")
+        False, "also copy the base into the folder, which is then whole and can go anywhere, and "
+        "write a model card; graphs are whole without it")
+    runs: list[str] = output_key(
+        [], "folders of `diffews eval` of these weights, whose figures the model card shows")
     out: str = output_key(
-        REQUIRED, "folder to write: unet/unet, and what was recorded; must not exist")
+        REQUIRED, "folder to write: unet/unet, and what was recorded, or the graphs and "
+        "export.json; must not exist")
+
+    def check(self) -> None:
+        """Raises InputError for keys that the format does not take."""
+        if self.runs and not (self.format == "diffusers" and self.include_base):
+            raise InputError("runs= is for the model card; give format=diffusers include_base=true")
+        if self.format == "diffusers":
+            for name in ("encoder", "decoder", "image_size", "dynamic_size"):
+                if getattr(self, name):
+                    raise InputError(f"{name}= is a key of format=onnx and format=torch; give one "
+                                     "of them, or leave it out")
+        elif self.dtype not in (None, "fp32"):
+            raise InputError(f"dtype={self.dtype}: format={self.format} writes fp32; leave it out")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from diffews.images.weak import draw_box, draw_points, draw_stroke, unit
+
 PROMPTS = ("mask", "box", "scribble", "point")  # of `eval prompt=`
 TRAINED = ("box", "scribble", "points", "eroded", "dilated")  # of `train weak_masks=`, as often
 PROMPT_SEED = 0
@@ -70,36 +72,25 @@ def _whole(mask: np.ndarray, draws: np.random.Generator) -> np.ndarray:
 def _box(mask: np.ndarray, draws: np.random.Generator) -> np.ndarray:
     """The smallest box around the object, filled."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    weak = np.zeros_like(mask)
-    weak[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
-    return weak
+    return draw_box(mask.shape, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
 def _scribble(mask: np.ndarray, draws: np.random.Generator) -> np.ndarray:
     """A stroke through a few points of the object, which stays inside it."""
-    import cv2
-
-    weak = np.zeros_like(mask)
-    corners = _points_inside(mask, STROKE_POINTS, draws).astype(np.int32)
-    cv2.polylines(weak, [corners[:, None]], False, 1, 3 * _unit(mask))
-    return weak * mask
+    return draw_stroke(mask.shape, _points_inside(mask, STROKE_POINTS, draws)) * mask
 
 
 def _points(mask: np.ndarray, draws: np.random.Generator, most: int = MOST_POINTS) -> np.ndarray:
     """One or more clicks: discs around points of the object, whose edge nobody knows."""
-    import cv2
-
-    weak = np.zeros_like(mask)
-    for x, y in _points_inside(mask, int(draws.integers(1, most + 1)), draws).tolist():
-        cv2.circle(weak, (x, y), 2 * _unit(mask), 1, -1)
-    return weak
+    count = int(draws.integers(1, most + 1))
+    return draw_points(mask.shape, _points_inside(mask, count, draws).tolist())
 
 
 def _moved_edge(mask: np.ndarray, draws: np.random.Generator, outwards: bool) -> np.ndarray:
     """The object with its edge moved by one or two lengths."""
     import cv2
 
-    length = int(draws.integers(1, 3)) * _unit(mask)
+    length = int(draws.integers(1, 3)) * unit(mask.shape)
     square = np.ones((2 * length + 1, 2 * length + 1), np.uint8)
     return cv2.dilate(mask, square) if outwards else cv2.erode(mask, square)
 
@@ -108,14 +99,10 @@ def _points_inside(mask: np.ndarray, count: int, draws: np.random.Generator) -> 
     """Draws points (x, y) of the object, off its edge where there is room: (count, 2)."""
     import cv2
 
-    square = np.ones((2 * _unit(mask) + 1,) * 2, np.uint8)
+    square = np.ones((2 * unit(mask.shape) + 1,) * 2, np.uint8)
     inner = cv2.erode(mask, square)
     places = np.argwhere(inner if inner.any() else mask)[:, ::-1]
     return places[draws.integers(len(places), size=count)]
-
-
-def _unit(mask: np.ndarray) -> int:
-    return max(1, round(max(mask.shape) / 64))
 
 
 KINDS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 PAPER = "DiffewS paper (arXiv 2410.02369)"
 TABLE_1 = f"{PAPER}, table 1"
 SANSA = "quoted for DiffewS by SANSA (arXiv 2505.21795)"
+PROMPTED = "SANSA (arXiv 2505.21795), 1-shot, by what is shown of the support"
 IMAGE_SIZE = 512  # of all of them, in pixels
 SETTINGS = ("all", "strict", "in-context")
 FoldScores = tuple[tuple[float, ...], float]  # of each fold, if printed, and the mean as printed
@@ -49,6 +50,10 @@ MEANS = [  # method, benchmark, setting, source, means of one shot and, if print
     ("SegGPT", "lvis92i", "in-context", TABLE_1, (18.6, 25.4)),
     ("Matcher", "lvis92i", "in-context", TABLE_1, (33.0, 40.0)),
     ("DiffewS", "lvis92i", "in-context", TABLE_1, (31.4, 35.4)),
+    ("SANSA", "coco20i", "strict", PROMPTED, (60.2,)),
+    ("SANSA, prompt=box", "coco20i", "strict", PROMPTED, (54.3,)),
+    ("SANSA, prompt=scribble", "coco20i", "strict", PROMPTED, (53.1,)),
+    ("SANSA, prompt=point", "coco20i", "strict", PROMPTED, (53.4,)),
     ("DiffewS", "lvis92i", "strict", SANSA, (33.9, 43.7)),
     ("DiffewS", "fss1000", "strict", SANSA, (90.2, 90.6)),
     ("DiffewS", "fss1000", "in-context", SANSA, (87.8, 88.0)),

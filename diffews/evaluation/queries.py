@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from diffews.errors import InputError
 from diffews.evaluation.labels import FOLDERS, PICTURES
+from diffews.evaluation.supports import count_marks
 from diffews.images.drawn_masks import Pick, read_mask
 from diffews.images.files import IMAGE_SUFFIXES, check_image, open_image
 
 if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
 
+RECORD = ".clip.json"  # in a folder of frames: which clip they were read from
 RESULTS = ("_mask", "_labels", "_overlay")  # ends of the names of what is written
 NO_NAME = "object"  # of a class that nobody named
 
@@ -59,11 +62,9 @@ def find_queries(config: "SegmentConfig") -> Queries:
             would be one file, or a given file would be written over.
 
     """
-    _check_supports(config)
+    check_supports(config)
     if not config.query:
         raise InputError("query= is missing; query picture(s), or folders of them")
-    for file in map(Path, (*config.support, *config.mask)):
-        check_image(file)
 
     # every picture with the folder in which its place is kept
     queries = Queries()
@@ -78,8 +79,9 @@ def find_queries(config: "SegmentConfig") -> Queries:
                 reasons = "".join(f"; left out: {', '.join(files[:3])} ({reason})"
                                   for reason, files in queries.left_out.items())
                 raise InputError(f"query={word}: no pictures in this folder{reasons}")
+            home = path.parent if (path / RECORD).is_file() else path  # a clip is named, too
             for file in photos:
-                placed.setdefault(file, path)
+                placed.setdefault(file, home)
 
     # one that cannot be read does not stop the others
     for file in list(placed):
@@ -94,6 +96,8 @@ def find_queries(config: "SegmentConfig") -> Queries:
     queries.found = [
         Query(file, name, Path(os.path.relpath(os.path.abspath(file), whole)).as_posix())
         for file, name in _names(placed).items()]
+    if config.video:
+        queries.found.sort(key=frame_order)
     _check_places(config, queries.found)
     return queries
 
@@ -104,13 +108,16 @@ def class_names(config: "SegmentConfig") -> list[str]:
     return banks or list(dict.fromkeys(config.classes)) or [NO_NAME]
 
 
-def _check_supports(config: "SegmentConfig") -> None:
-    """Raises InputError for supports, masks, classes and banks that do not go together."""
-    supports, masks, classes = len(config.support), len(config.mask), len(config.classes)
+def check_supports(config: "SegmentConfig") -> None:
+    """Raises InputError for supports, masks, classes and banks that do not go together.
+
+    Also for those that are missing, or no pictures, and for keys that do not fit them.
+    """
+    supports, masks, classes = len(config.support), count_marks(config), len(config.classes)
     if config.bank and (supports or masks):
-        raise InputError("give either bank= or support= with mask=")
+        raise InputError("give either bank= or support= with mask=, box=, point= or scribble=")
     if supports != masks:
-        cure = "give mask= for each support="
+        cure = "give mask=, box=, point= or scribble= for each support="
         raise InputError(f"{supports} support pictures for {masks} masks; {cure}")
     if classes and classes != supports:
         cure = "name the class of each"
@@ -125,6 +132,18 @@ def _check_supports(config: "SegmentConfig") -> None:
     if "scores" in config.format and len(known := class_names(config)) > 1:
         raise InputError(f"format=scores is for one class, not for {len(known)}; segment one class "
                          "at a time, each with an out= of its own")
+    if config.video and config.batch != 1:
+        raise InputError(f"batch={config.batch}: the frames of a video come one after the other; "
+                         "leave batch= out")
+    for file in map(Path, (*config.support, *config.mask, *config.scribble)):
+        check_image(file)
+
+
+def frame_order(query: Query) -> tuple[str, list[tuple[int, str]]]:
+    """Sorts frames by folder, then by name, numbers by their value: frame9 before frame10."""
+    pieces = re.findall(r"\d+|\D+", query.file.name)
+    return str(query.file.parent), [
+        (int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
 
 
 def _expand(word: str) -> list[Path]:
@@ -142,6 +161,7 @@ def _photos(folder: Path, config: "SegmentConfig", queries: Queries) -> Iterator
     """Yields a folder's pictures; masks and earlier results are left out, and so are others."""
     given, out = {Path(mask).resolve() for mask in config.mask}, Path(config.out).resolve()
     labels = {out / name for name in FOLDERS}
+    painted = {Path(scribble).resolve() for scribble in config.scribble}
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         here = [Path(place) / name for name in sorted(files)]
@@ -153,6 +173,8 @@ def _photos(folder: Path, config: "SegmentConfig", queries: Queries) -> Iterator
                     queries.leave_out(file, "no picture by its ending")
             elif file.resolve() in given:
                 queries.leave_out(file, "given as mask=")
+            elif file.resolve() in painted:
+                queries.leave_out(file, "given as scribble=")
             elif reason := _is_result(file, pictures):
                 queries.leave_out(file, reason)
             else:
@@ -225,7 +247,7 @@ def _names(placed: dict[Path, Path]) -> dict[Path, str]:
 
 def _check_places(config: "SegmentConfig", queries: Sequence[Query]) -> None:
     """Raises InputError if a result would be written over a picture that was given."""
-    given = {Path(file).resolve() for file in (*config.support, *config.mask)}
+    given = {Path(f).resolve() for f in (*config.support, *config.mask, *config.scribble)}
     given |= {query.file.resolve() for query in queries}
     for query in queries:
         names = [query.name + end for end in ("_mask.png", "_labels.png", "_overlay.jpg")]

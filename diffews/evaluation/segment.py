@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +17,66 @@ from tqdm import tqdm
 from diffews.errors import InputError, printable
 from diffews.evaluation.presence_list import PresenceList
 from diffews.evaluation.queries import Queries, Query, class_names
-from diffews.images.drawn_masks import Pick
+from diffews.evaluation.supports import open_supports
+from diffews.evaluation.video import FrameMemory, Supports, stamp_frames
 from diffews.images.files import open_image
-from diffews.images.masks import GATE, shrink_mask
-from diffews.images.photos import open_photo, open_photo_mask
-from diffews.models.find import PRESENCE, WeightDir
+from diffews.images.masks import GATE
+from diffews.images.photos import open_photo
+from diffews.models.find import EXPORT, PRESENCE, WeightDir
 from diffews.runtime.files import hash_files, write_atomic
 
 if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
+    from diffews.onnx import OnnxPipeline
 
 SETTINGS = "diffews"  # text in a mask's PNG: the hash of what it was made with
 PRESENCE_LIST = "presence.csv"
 SHOWN = 20  # names that a line shows
+WITH_TORCH = (  # keys that say how torch is to run a weight dir
+    "base", "encoder", "decoder", "denoising_steps", "ensemble", "dtype", "channels_last",
+    "compile", "low_memory", "tf32", "presence", "video")
 
 
-def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int:
+@dataclass
+class Opened:
+    """A pipeline that is ready, and how it is run.
+
+    Attributes:
+        pipeline: DiffewsPipeline or OnnxPipeline.
+        batch: queries computed at once; None where `fit` says it.
+        fit: runs so many black queries, the side of a picture -> how many to compute at once, and
+            why.
+        advice: turns a lack of memory into one line.
+
+    """
+
+    pipeline: Any
+    batch: int | None
+    fit: Callable[[Callable[[int], object], int], tuple[int, str]]
+    advice: AbstractContextManager[None]
+
+
+def open_export(config: "SegmentConfig", folder: Path) -> "OnnxPipeline":
+    """Opens graphs that `diffews export format=onnx` wrote, without torch.
+
+    Raises:
+        InputError: for a folder that is not whole, and for keys that graphs do not take.
+
+    """
+    from diffews.models.graphs import find_providers
+    from diffews.onnx import OnnxPipeline
+
+    for item in fields(config):
+        if item.name in WITH_TORCH and getattr(config, item.name) != item.default:
+            raise InputError(f"{item.name}= is for weights that torch runs; {folder} holds graphs "
+                             f"({EXPORT}), leave it out")
+    return OnnxPipeline(folder, find_providers(config.device), config.threads)
+
+
+def segment(
+    config: "SegmentConfig", source: WeightDir, queries: Queries,
+    graphs: "OnnxPipeline | None" = None,
+) -> int:
     """Writes each query's mask and overlay into config.out, at the query's size.
 
     One class: <query>_mask.png (0 and 255). Several: <query>_labels.png (0 none, then 1, 2, ... as
@@ -40,6 +86,7 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
         config: the keys of `diffews segment`.
         source: where the weights lie.
         queries: as `find_queries` gives them; `unreadable` takes what cannot be decoded.
+        graphs: what `open_export` opened, where the weights are such graphs.
 
     Returns:
         The number of queries whose results were written.
@@ -50,16 +97,10 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
 
     """
     from diffews.images.drawing import overlay, save_image
-    from diffews.runtime.device import auto_batch, memory_advice, pick_device
-    from diffews.runtime.loading import open_pipeline, settle_fast
 
     # bad input is refused before the weights are read
-    supports, masks = [], []
-    for support, mask_file in zip(config.support, config.mask, strict=True):
-        picture, turned = open_photo(support)
-        supports.append(picture)
-        masks.append(_open_mask(config, mask_file, picture, turned))
-    device, out = pick_device(config.device), Path(config.out)
+    supports, masks = open_supports(config)
+    out = Path(config.out)
 
     # what is done already, and what a killed run had begun
     several = len(class_names(config)) > 1
@@ -72,21 +113,24 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
             files.append(out / "scores" / f"{query.name}.png")
     for partial in {p for files in places.values() for p in files[0].parent.glob(".*.partial")}:
         partial.unlink(missing_ok=True)
-    todo = list(queries.found) if config.overwrite else _not_done(places, made_with, queries)
+    stamp: Callable[[Query], str] = lambda query: made_with + hash_files([query.file])  # noqa: E731
+    if config.video:
+        stamp = stamp_frames(made_with, queries.found).__getitem__
+    todo = list(queries.found) if config.overwrite else _not_done(places, stamp, queries)
     if not todo and not config.save_bank:
         return 0
-    config = settle_fast(config, device)
-    pipeline = open_pipeline(config, source, device, config.threads)
-    least, listed = settle_gate(config, pipeline.presence.kind), PresenceList(out / PRESENCE_LIST)
+    opened = _open(config, source, graphs)
+    pipeline, listed = opened.pipeline, PresenceList(out / PRESENCE_LIST)
+    least = settle_gate(config, pipeline.presence.kind if graphs is None else None)
 
-    with memory_advice(), tqdm(total=len(todo), unit="image") as bar:
+    with opened.advice, tqdm(total=len(todo), unit="image") as bar:
         # the support of each class is read once, whatever the number of queries
         banks = {Path(file).stem: pipeline.load_bank(file) for file in config.bank}
         classes = config.classes or [""] * len(supports)
         for name in dict.fromkeys(classes):
             shots = [i for i in range(len(classes)) if classes[i] == name]
             pairs = [supports[i] for i in shots], [masks[i] for i in shots]
-            banks[name] = pipeline.encode_support(*pairs, config.image_size)
+            banks[name] = pipeline.encode_support(*pairs, config.image_size, weak=config.weak)
         if several:
             labels = dict(enumerate(banks, start=1))
             write_atomic(out / "labels.json", json.dumps(labels, indent=1) + "\n")
@@ -95,48 +139,57 @@ def segment(config: "SegmentConfig", source: WeightDir, queries: Queries) -> int
             for name, bank in banks.items():
                 pipeline.save_bank(bank, place / f"{name}.safetensors" if several else place)
 
-        size, first = config.image_size or pipeline.config.image_size, next(iter(banks.values()))
+        size, first = config.image_size, next(iter(banks.values()))
+        assert size is not None  # as the command has settled it
         settings: dict[str, Any] = {
             "image_size": size, "threshold": config.threshold,
             "threshold_rule": config.threshold_rule, "min_presence": least}
-        batch = config.batch
-        if batch == "auto":
+        memory = Supports(list(banks.values()))
+        if config.video:
+            pipeline.method.interaction.check_bank_use("a video")
+            memory = FrameMemory(
+                memory.banks, queries.found, config.memory, size,
+                lambda image, mask: pipeline.encode_support(image, mask, size),
+                lambda frame: _read_again(frame, places[frame][0], several))
+        batch = 1 if config.video else opened.batch
+        if batch is None:
             black = np.zeros((size, size, 3), np.uint8)
-            batch, why = auto_batch(
-                lambda count: pipeline([black] * count, first, batch=count, **settings),
-                device, size)
-            print(f"diffews: batch={batch}: {why}", file=sys.stderr)
+            batch, why = opened.fit(
+                lambda count: pipeline([black] * count, first, batch=count, **settings), size)
+            if why:
+                print(f"diffews: batch={batch}: {why}", file=sys.stderr)
 
         # the queries, in batches; a mask is bool, a label map holds 0, 1, 2, ...
         written = 0
-        for start in range(0, len(todo), int(batch)):
-            part = todo[start : start + int(batch)]
+        for start in range(0, len(todo), batch):
+            part = todo[start : start + batch]
             bar.update(len(part))
-            opened = [(query, image) for query in part
-                      if (image := _open_query(query, queries)) is not None]
-            if not opened:
+            decoded = [(query, image) for query in part
+                       if (image := _open_query(query, queries)) is not None]
+            if not decoded:
                 continue
-            images = [image for _, image in opened]
+            images = [image for _, image in decoded]
             found: list[np.ndarray]
             scores: list[np.ndarray] = []
+            recalled = memory.recall(decoded[0][0])
             if several:
-                found = maps = pipeline.label(
-                    images, list(banks.values()), batch=len(images), **settings)
+                found = maps = pipeline.label(images, recalled, batch=len(images), **settings)
                 sure = maps.presence
             else:
-                output = pipeline(images, first, batch=len(images), **settings)
+                output = pipeline(images, recalled[0], batch=len(images), **settings)
                 found, alone, scores = output.masks, output.presence, output.scores
                 sure = None if alone is None else [[share] for share in alone]
             if sure:
-                list_presence(listed, [query for query, _ in opened], list(banks), sure, found)
+                list_presence(listed, [query for query, _ in decoded], list(banks), sure, found)
 
             # the mask comes last: where it is, all is
-            for row, ((query, image), mask) in enumerate(zip(opened, found, strict=True)):
-                made = made_with + hash_files([query.file])
+            for row, ((query, image), mask) in enumerate(zip(decoded, found, strict=True)):
+                made = stamp(query)
                 save_image(places[query][1], overlay(np.array(image), mask))
                 for file in places[query][2:]:
                     write_atomic(file, _encode_mask(np.rint(scores[row] * 65535), made, np.uint16))
                 write_atomic(places[query][0], _encode_mask(mask * white, made))
+                memory.remember(query, image, mask)
                 written += 1
     listed.close()
     return written
@@ -176,6 +229,24 @@ def list_presence(
             listed.add(f"{query.name}{query.file.suffix}", name or "object", share, area)
 
 
+def _open(config: "SegmentConfig", source: WeightDir, graphs: "OnnxPipeline | None") -> Opened:
+    """Opens the weights with torch, unless graphs are open already."""
+    if graphs is not None:
+        auto = config.batch == "auto" or (config.fast and config.batch == 1)
+        batch = None if auto else int(config.batch)
+        return Opened(graphs, batch, lambda *_: (1, ""), nullcontext())
+
+    from diffews.runtime.device import auto_batch, memory_advice, pick_device
+    from diffews.runtime.loading import open_pipeline, settle_fast
+
+    device = pick_device(config.device)
+    config = settle_fast(config, device)
+    batch = None if config.batch == "auto" else int(config.batch)
+    pipeline = open_pipeline(config, source, device, config.threads)
+    return Opened(
+        pipeline, batch, lambda run, size: auto_batch(run, device, size), memory_advice())
+
+
 def report(queries: Queries) -> None:
     """Says on stderr what was left out, why, and what could not be read."""
     for reason, files in queries.left_out.items():
@@ -200,11 +271,16 @@ def hash_settings(config: "SegmentConfig", source: WeightDir) -> str:
     settings: list[Any] = [ages, str(source.base), content, values]
     if (source.path / PRESENCE).is_dir() or config.presence != "auto":
         settings += [config.presence, config.min_presence]
+    if not (config.mask or config.bank):
+        scribbles = [hash_files([Path(file)]) for file in config.scribble]
+        settings.append([config.box, config.point, scribbles, config.weak])
+    if config.video:
+        settings.append(config.memory)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def _not_done(
-    places: dict[Query, list[Path]], made_with: str, queries: Queries
+    places: dict[Query, list[Path]], stamp: Callable[[Query], str], queries: Queries
 ) -> list[Query]:
     """Returns the queries whose results are missing, or are of other settings."""
     todo, other = [], 0
@@ -214,11 +290,11 @@ def _not_done(
             continue
         try:
             found = open_image(files[0]).info.get(SETTINGS)
-            wanted = made_with + hash_files([query.file])
+            wanted = stamp(query)
             if found == wanted and len(files) > 2:  # scores may be of an earlier run
                 found = open_image(files[2]).info.get(SETTINGS, "")
         except InputError:
-            found, wanted = "", made_with  # a mask that is broken is made again
+            found, wanted = "", "whole"  # a mask that is broken is made again
         if found is None:
             queries.leave_out(files[0], "there already, from elsewhere; overwrite=true replaces it")
         elif found == wanted:
@@ -243,17 +319,16 @@ def _open_query(query: Query, queries: Queries) -> Image.Image | None:
         return None
 
 
-def _open_mask(
-    config: "SegmentConfig", file: str, support: Image.Image, turned: int
-) -> np.ndarray:
-    """Reads a support's mask -> uint8 (H, W) of {0, 1}, of the support's size, not empty."""
-    name, pick = f"mask={file}", Pick.of(config.mask_value, config.mask_colour)
-    mask, notes = open_photo_mask(file, support.size, turned, name, pick)
-    for note in notes:
-        print(f"diffews: {name} {note}", file=sys.stderr)
-    if config.image_size is not None:
-        shrink_mask(mask, config.image_size, name)
-    return mask
+def _read_again(
+    frame: Query, mask_file: Path, several: bool
+) -> tuple[Image.Image, np.ndarray] | None:
+    """Reads a frame of an earlier run, and its mask or label map (H, W); None for neither."""
+    try:
+        labels, image = np.asarray(open_image(mask_file)), open_photo(frame.file)[0]
+    except InputError:
+        return None
+    fits = labels.shape == (image.height, image.width)  # somebody may have painted another
+    return (image, labels if several else labels > 0) if fits else None
 
 
 def _encode_mask(mask: np.ndarray, made_with: str, dtype: type = np.uint8) -> bytes:

@@ -14,6 +14,7 @@ from diffews.images.files import (
     narrow_integer, normalize, open_image, resize_image)
 from diffews.images.masks import binary_mask, shrink_mask
 from diffews.images.photos import photo_mask, upright_photo
+from diffews.images.weak import Box, Points, Prompt, Refine, Scribble, widen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,8 @@ def as_list(pictures: Any, dimensions: int) -> list[Any]:
     """
     if hasattr(pictures, "ndim"):
         return [pictures] if pictures.ndim <= dimensions else list(pictures)
-    return [pictures] if isinstance(pictures, Image.Image | str | Path) else list(pictures)
+    one = isinstance(pictures, Image.Image | str | Path | Prompt)
+    return [pictures] if one else list(pictures)
 
 
 def as_sets(pictures: Any, dimensions: int) -> list[list[Any]]:
@@ -108,13 +110,18 @@ def prepare_mask(
     """Makes the mask of a picture into uint8 {0, 1} of its (height, width).
 
     Args:
-        mask: a file's name or a PIL image, read as `photo_mask` reads what people drew; or an
-            array or tensor (H, W) of the picture's size: bool, {0, 1} or {0, 255}.
+        mask: a file's name or a PIL image, read as `photo_mask` reads what people drew; an array
+            or tensor (H, W) of the picture's size: bool, {0, 1} or {0, 255}; or a box, points or
+            a scribble, which are drawn.
         shape, turned: as `prepare_image` gives them.
         pick: what is the object of a label map or paint.
         name: what to call the mask in errors and warnings.
 
     """
+    if isinstance(mask, Box | Points):
+        return mask.draw(shape)
+    if isinstance(mask, Scribble):
+        return widen(prepare_mask(mask.paint, shape, turned, pick, mask.name))
     if isinstance(mask, str | Path):
         mask = open_image(mask)
     if isinstance(mask, Image.Image):
@@ -141,7 +148,7 @@ def prepare_images(
 
 
 def prepare_supports(
-    images: Any, masks: Any, size: int, pick: Pick
+    images: Any, masks: Any, size: int, pick: Pick, refine: Refine
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Makes support sets into pixels [B*S, 3, size, size], masks [B*S, size, size], and S.
 
@@ -152,6 +159,7 @@ def prepare_supports(
             as `prepare_image` and `prepare_mask` take it.
         size: side to resize to.
         pick: what is the object of label maps or paint.
+        refine: what makes a better mask of a box, points or a scribble; see `refiner`.
 
     Raises:
         InputError: for lists that do not pair, and masks that mark nothing at this size.
@@ -174,6 +182,8 @@ def prepare_supports(
     for image, mask in zip(sum(image_sets, []), sum(mask_sets, []), strict=True):
         prepared, shape, turned = prepare_image(image, size)
         array = prepare_mask(mask, shape, turned, pick)
+        is_weak = isinstance(mask, Prompt)
+        mark = shrink_mask(array, size, mask.name if is_weak else "a support mask")
+        marks.append(refine(prepared, mark, mask) if is_weak else mark)
         pixels.append(prepared)
-        marks.append(shrink_mask(array, size, "a support mask"))
     return np.stack(pixels), np.stack(marks), shots

@@ -8,6 +8,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from diffews.errors import InputError, nearest
+from diffews.images.scores import LabelMaps as LabelMaps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,19 +58,6 @@ class DiffewsOutput(BaseOutput):
 
             changed = {name: [*map(torch.from_numpy, part)] for name, part in changed.items()}
         return replace(self, **changed)
-
-
-class LabelMaps(list[np.ndarray]):
-    """Label maps; `presence` holds a list for each query, one float a class, or is None."""
-
-    presence: list[list[float]] | None = None
-
-    def add(self, labels: list[np.ndarray], presence: list["Tensor | None"]) -> None:
-        """Adds B label maps, and the presence of each class [B] if it is known."""
-        self += labels
-        known = [of_class.tolist() for of_class in presence if of_class is not None]
-        if known:
-            self.presence = [*(self.presence or []), *map(list, zip(*known, strict=True))]
 
 
 def check_output_type(kind: str) -> None:

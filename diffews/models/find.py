@@ -13,6 +13,7 @@ from diffews.runtime.files import hash_files, read_json, write_atomic
 
 RECORD = "diffews.json"  # written beside trained weights: base, image size, config, versions
 PRESENCE = "presence"  # folder of a weight dir's presence head
+EXPORT = "export.json"  # what `diffews export format=onnx` says of the graphs beside it
 DEFAULT_BASE = "stable-diffusion-2-1-ref8inchannels-tag4inchannels"
 DEFAULT_IMAGE_SIZE = 512
 DEFAULT_THRESHOLD = 0.25  # the paper's, share of the maximum that foreground exceeds
@@ -89,6 +90,9 @@ def find_weights(
     if not folder.is_dir():
         raise InputError(
             f"{key}={weight}: no such folder; see weight/README.md for where weights can be had")
+    if (folder / EXPORT).is_file():
+        raise InputError(f"{key}={weight} holds graphs ({EXPORT}), which `segment` and "
+                         "diffews.onnx read; give the weight dir that they were made of")
 
     for candidate in (folder / "unet" / "unet", folder / "unet", folder):
         if (candidate / "config.json").is_file():

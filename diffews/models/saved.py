@@ -14,8 +14,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from diffews.errors import InputError, nearest
+from diffews.models.attention import SupportBank
 from diffews.models.find import (
     PRESENCE, WeightDir, base_folders, find_weights, refuse_pickles, write_record)
+from diffews.models.hashing import WeightsHash
 from diffews.models.hub import HUB_KEYS, resolve
 from diffews.models.presence import NoPresence, open_presence
 from diffews.models.weights import (
@@ -33,6 +35,10 @@ class SavedPipeline(DiffusionPipeline):
 
     text: dict[str, Tensor]
     presence: NoPresence
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._weights_hash = WeightsHash()
 
     # ---- the parts ----
 
@@ -66,6 +72,26 @@ class SavedPipeline(DiffusionPipeline):
             raise InputError("enable_sequential_cpu_offload moves weights from main memory to "
                              f"another device; device={device} is no other")
         super().enable_sequential_cpu_offload(gpu_id, device)
+
+    # ---- banks ----
+
+    def save_bank(self, bank: SupportBank, path: str | Path) -> None:
+        """Writes a bank with the hash of the weights that recorded it."""
+        self.method.interaction.check_bank_use("a bank to save")
+        bank.save(path, self.weights_sha256)
+
+    def load_bank(self, path: str | Path) -> SupportBank:
+        """Reads a bank that `save_bank` wrote; a bank of other weights is an InputError."""
+        self.method.interaction.check_bank_use("a bank to read")
+        bank = SupportBank.load(path, self._execution_device, self.weights_sha256)
+        self.unet.check_bank(bank)
+        return bank.to(dtype=self.unet.dtype)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of every tensor that a bank depends on: UNet, VAE, text, in their precision here."""
+        modules = (self.unet, self.encoder or self.vae)
+        return self._weights_hash.read(modules, self.text["eval"])
 
     # ---- the files ----
 

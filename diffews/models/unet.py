@@ -44,6 +44,9 @@ class DiffewsUNet(UNet2DConditionModel):
         super().__init__(*args, **kwargs)
         plain = self.conv_in
         width, size, padding = plain.out_channels, plain.kernel_size, plain.padding
+        if width in (plain.in_channels, 2 * plain.in_channels):  # by which the stem knows its input
+            raise InputError(f"block_out_channels starts with {width}, as many as latents of an "
+                             "image or of a pair have; take another width")
         stem = _Stem(plain.in_channels, width, size, padding=padding)
         stem.owner = (self,)
         self.add_module("conv_in", stem)

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from safetensors import SafetensorError
-
 from diffews import __version__
 from diffews.errors import InputError
 
@@ -82,15 +80,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(mode)
         partial.rename(path)
-    except SafetensorError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        number = re.search(r"os error (\d+)", str(error))  # a full disk, said in Rust
-        if number is None:
+        number = re.search(r"os error (\d+)", str(error))  # a full disk, as safetensors says it
+        if type(error).__name__ != "SafetensorError" or number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def check_regular(path: str | Path) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diffews.errors import InputError
+from diffews.models.card import model_card
 from diffews.models.find import (
     PRESENCE, RECORD, WeightDir, base_folders, check_base, refuse_pickles, weight_files,
     write_record)
@@ -62,12 +65,14 @@ def _check_inside(source: Path, part: Path) -> None:
 
 
 def export_weights(
-        source: WeightDir, out: Path, dtype: torch.dtype, include_base: bool = False) -> None:
+        source: WeightDir, out: Path, dtype: torch.dtype, include_base: bool = False,
+        results: Sequence[dict[str, Any]] = ()) -> None:
     """Writes the UNet of a weight dir or checkpoint as `out`/unet/unet, with its record.
 
     dtype: the precision in which it is stored. include_base: copies what evaluation reads of the
-    base to `out`/base, so that the folder is whole; else the record says where the base lies, from
-    `out` and from the root, so that either may move.
+    base to `out`/base, with a model card, so that the folder is whole; else the record says where
+    the base lies, from `out` and from the root, so that either may move. results: result.json of
+    evaluations, for the card.
     """
     check_new(out)
     refuse_pickles(source.unet, *base_folders(source.base) * include_base)
@@ -91,3 +96,4 @@ def export_weights(
         save_text(load_text(source.base), folder / "base")
         record = {**source.record, "base": "base"}
         write_atomic(folder / RECORD, json.dumps(record, indent=1) + "\n")
+        write_atomic(folder / "README.md", model_card(out.name, source.record, results))

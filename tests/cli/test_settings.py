@@ -31,8 +31,8 @@ from diffews.training.train import Trainer
 
 HARMLESS = {  # what a run that goes on may change; the keys that lead to files count by the files
     EvalConfig: "out episodes workers pictures save_masks allow_bin fast",
-    TrainConfig: "out stop_at resume checkpoint_every keep workers device allow_bin tracker cache "
-    "validate_every validate_episodes validate_on",
+    TrainConfig: "out stop_at resume checkpoint_every checkpointing keep workers device allow_bin "
+    "tracker cache validate_every validate_episodes validate_on",
 }
 
 

@@ -43,6 +43,10 @@ COMMANDS: dict[str, tuple[float, str, list[str]]] = {
         1, f"{GOLDEN} support={{}}/own/support.png,{{}}/own/support.png query={{}}/own/queries "
         "mask={}/own/mask.png,{}/own/mask.png classes=owl,newt save_bank={}/banks out={}/out",
         ["own/*.png"]),
+    "segment graphs": (
+        2, "weight={}/small/graphs threads=1 support={}/own/support.png mask={}/own/mask.png "
+        "query={}/own/queries out={}/out",
+        ["small/graphs/export.json", "small/graphs/export.json", "small/graphs/*"]),
     "eval config": (
         2, f"config={{}}/eval.yaml {GOLDEN} data={{}}/coco episodes=2 out={{}}/out",
         ["eval.yaml", "eval.yaml", *WEIGHTS]),

@@ -25,6 +25,7 @@ def make_world(folder: Path) -> Path:
     for archive in ("goldens_coco", "goldens_bench"):
         with zipfile.ZipFile(DATA / f"{archive}.zip") as content:
             content.extractall(folder)
+    shutil.unpack_archive(DATA / "onnx_small.tar.xz", folder / "small", filter="data")
     (folder / "coco20i_mini").rename(folder / "coco")
     (folder / "bench_mini").rename(folder / "bench")
     _make_photos(folder)

@@ -3,4 +3,4 @@
 # png, the mask itself, is always written: a run goes on by it
 FORMATS = ("png", "coco", "yolo", "label_studio", "labelme", "palette", "cutout", "scores")
 PICTURES = ("palette", "cutouts", "scores")  # folders in `out` with a picture of each query
-FOLDERS = ("labels", "images", "labelme", *PICTURES)
+FOLDERS = ("labels", "images", "labelme", "frames", *PICTURES)  # frames: of clips
