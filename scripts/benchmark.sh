@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures time, memory and arithmetic on this machine; the last line is JSON.
+# Measures time and memory on this machine, and prints a table; json=FILE keeps every run.
 # bash scripts/benchmark.sh [key=value ...]
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"

@@ -15,10 +15,10 @@ from diffews.cli.tool_settings import (
 from diffews.errors import InputError
 from diffews.images.files import find_masks
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights, hash_weights,
+    WeightDir, check_base, check_image_size, find_weights, hash_weights,
     vae_factor)
 from diffews.models.hub import resolve
-from diffews.runtime.files import check_new
+from diffews.runtime.files import check_new, write_atomic
 from diffews.runtime.locks import one_writer
 from diffews.variants import Variant
 
@@ -135,8 +135,8 @@ def run_distill_decoder(config: DistillConfig) -> None:
 
 
 def run_benchmark(config: BenchmarkConfig) -> None:
-    """Prints a table, and all of it as JSON in the last line."""
-    source, size = None, config.image_size or DEFAULT_IMAGE_SIZE
+    """Prints a table, and writes all of it as JSON where that is asked for."""
+    source, size = None, config.image_size
     if config.weight is not None:
         source = find_weights(config.weight, config.base)
         size = source.image_size(config.image_size)
@@ -145,8 +145,11 @@ def run_benchmark(config: BenchmarkConfig) -> None:
                 f"weight={config.weight}: made with another variant than the released one, which "
                 "alone is measured")
 
-    from diffews.tools.timing import measure_all, timing_table
+    from diffews.tools.timing import measure_all
+    from diffews.tools.timing_table import timing_table
 
     results = measure_all(replace(config, image_size=size), source)
     print(timing_table(results))
-    print(json.dumps(results))
+    if config.json is not None:
+        write_atomic(Path(config.json), json.dumps(results, indent=1) + "\n")
+        print(f"wrote {config.json}")

@@ -217,26 +217,29 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class BenchmarkConfig(ModelKeys):
-    """Measure time, memory and arithmetic of episodes and steps; the last line is JSON.
+    """Measure time and memory of episodes and training steps, the plain way beside the fast one.
 
     diffews benchmark
+    diffews benchmark shapes=sd21 seconds=60 json=benchmark.json
     diffews benchmark weight=weight/coco_fold0 fast=false channels_last=true train=false
     """
 
     train: bool = key(True, "also measure a training step, where the memory is there")
     repeats: int = key(
-        5, "timed runs of the plain way and of the other, in turns; their median counts", least=1)
+        3, "timed runs of the plain way and of the other, in turns; their median counts", least=1)
     seconds: float = key(
-        60.0, "longest measurement in seconds; each way is timed at least once", least=0)
+        10.0, "longest measurement in seconds; each way is timed at least once", least=0)
     weight: str | None = model_key(None, "weight dir; by default random weights of `shapes`")
     shapes: str = model_key(
-        "sd21", "sizes of the random weights: Stable Diffusion 2.1's, or those of weight/tiny",
-        tuple(SHAPES))
+        "auto", "sizes of the random weights: Stable Diffusion 2.1's at 512 pixels (auto on a "
+        "GPU), or those of weight/tiny at 64", ("auto", *SHAPES))
     fast: bool = speed_key(
         True, "compare fast=true of `diffews eval` to the plain way; false: the keys as given")
     batch: int | str = speed_key(
         "auto", "episodes computed at once; the plain way takes 1", ("auto",), 1)
     threads: int = speed_key(1, "CPU threads, of both ways", least=1)
+    json: str | None = output_key(
+        None, "file for all that was measured, every run and the work in TFLOP; none by default")
 
     def check(self) -> None:
         """Raises InputError for a size that the random VAE cannot take."""
@@ -244,7 +247,7 @@ class BenchmarkConfig(ModelKeys):
             return
         if self.base is not None:
             raise InputError("base= without weight=; give both, or shapes= for random weights")
-        factor = SHAPES[self.shapes]
+        factor = SHAPES.get(self.shapes, 8)
         if (self.image_size or factor) % factor:
             size = f"image_size={self.image_size}"
             raise InputError(f"{size} is not a multiple of {factor}, the factor of the VAE")

@@ -46,6 +46,7 @@ SD21: dict[str, dict[str, Any]] = {  # of Stable Diffusion 2.1; the rest is diff
         "up_block_types": ("UpDecoderBlock2D",) * 4}}
 # of a parameter that trains: weight, gradient, Adam's two moments in fp32, a copy in half precision
 TRAINING_BYTES = 18
+TINY_SIDE = 64  # pixels of the small random model's pictures
 AHEAD = 4  # groups in one timed run on a GPU, which computes one while the last is counted
 THRESHOLD = (DEFAULT_THRESHOLD, "reference")
 
@@ -108,6 +109,7 @@ def measure_all(config: "BenchmarkConfig", source: WeightDir | None) -> dict[str
 
     """
     device = pick_device(config.device)
+    config = settle_model(config, device)
     fast_config = dataclasses.replace(settle_fast(config, device), batch=config.batch)
     off: dict[str, Any] = dict.fromkeys(
         ("fast", "channels_last", "tf32", "compile", "low_memory"), False)
@@ -156,6 +158,15 @@ def measure_all(config: "BenchmarkConfig", source: WeightDir | None) -> dict[str
 # ---- models and images ----
 
 
+def settle_model(config: "BenchmarkConfig", device: torch.device) -> "BenchmarkConfig":
+    """Returns the config with the random model that fits the device: full size is a GPU's."""
+    shapes, size = config.shapes, config.image_size
+    if shapes == "auto":
+        shapes = "sd21" if device.type == "cuda" else "tiny"
+    side = 512 if shapes == "sd21" or config.weight else TINY_SIDE
+    return dataclasses.replace(config, shapes=shapes, image_size=size or side)
+
+
 def open_setup(
     config: "BenchmarkConfig", source: WeightDir | None, device: torch.device
 ) -> Setup:
@@ -172,7 +183,7 @@ def random_pipeline(config: "BenchmarkConfig", device: torch.device) -> DiffewsP
     """Makes a model with random weights, in the precisions that weights would be loaded in."""
     base, dtype = CHECKOUT / "weight" / "tiny" / "base", torch_dtype(config.dtype)
     tiny = {part: read_json(base / part / "config.json") for part in ("unet", "vae")}
-    shapes = SD21 if config.shapes == "sd21" else tiny
+    shapes = tiny if config.shapes == "tiny" else SD21
     torch.manual_seed(0)
     with device:
         unet = DiffewsUNet.from_config(shapes["unet"]).eval().requires_grad_(False)
@@ -369,30 +380,3 @@ def matrix_tflops(dtype: torch.dtype, device: torch.device) -> float:
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / 1e12 / min(run_timed(lambda: left @ right, device)[0] for _ in range(2))
-
-
-def timing_table(results: dict[str, Any]) -> str:
-    """Lays out for people what `measure_all` returned."""
-    cores, device = results["cores"], results["device"]
-    lines = [f"{results['model']}, {results['image_size']} px, on {device} ({cores} CPU cores)"]
-    shown = ("dtype", "channels_last", "tf32", "compile", "low_memory", "encoder", "decoder",
-             "threads")
-    for name, config in results["keys"].items():
-        lines.append(f"{name}: " + " ".join(f"{key}={config[key]}" for key in shown))
-    parts = [f"{name} {tflop:.4g}" for name, tflop in results["tflop_of_parts"].items()]
-    lines.append("TFLOP: " + ", ".join(parts))
-
-    lines.append(f"\n{'':20}{'':6}{'batch':>6}{'ms':>11}{'TFLOP':>9}{'TFLOP/s':>9}"
-                 f"{'of matrix':>17}{'peak GiB':>10}")
-    for title, rows in results["measured"].items():
-        for name, row in rows.items():
-            if name == "ratio":
-                plain, fast = (f"{rows[setup]['ms']:.2f} ms" for setup in ("plain", "fast"))
-                lines.append(f"{'':20}{row:.2f} = {plain} / {fast}")
-                continue
-            share = f"{row['share_of_matrix']:.1%} of {row['matrix_tflops']:.3f}"
-            lines.append(f"{title:20}{name:6}{row['batch']:>6}{row['ms']:>11.2f}"
-                         f"{row['tflop']:>9.4f}{row['tflops']:>9.4f}{share:>17}"
-                         f"{row['peak_bytes'] / 2**30:>10.2f}")
-    lines += [f"{title}: not measured, {why}" for title, why in results["skipped"].items()]
-    return "\n".join([*lines, f"peak: {results['peak_memory']}"])
