@@ -91,7 +91,7 @@ def test_scores_that_a_later_paper_quotes_name_that_paper():
     assert all("2505.21795" in e.source for e in quoted)
     assert {(e.benchmark, e.setting): means(e) for e in quoted} == QUOTED_BY_SANSA
     assert {e.method for e in quoted} == {"DiffewS"}
-    assert len(PUBLISHED) == len(quoted) + len(PAPER_TABLE_1) + 8
+    assert len(PUBLISHED) == len(quoted) + len(PAPER_TABLE_1) + 8 + len(PROMPTS)
 
 
 def test_a_printed_mean_that_does_not_follow_from_its_folds_has_a_note():
