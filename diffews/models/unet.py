@@ -197,6 +197,10 @@ class DiffewsUNet(UNet2DConditionModel):
     def _run(
             self, latents: Tensor, timestep: Tensor, text: Tensor | TextKeys,
             **attention: Any) -> Tensor:
+        if not isinstance(self.conv_in, _Stem):
+            raise InputError(
+                f"conv_in became a {type(self.conv_in).__name__}, which leads no support to "
+                "conv_in_ref; leave it as it is (quanto: exclude=['conv_in'], adapters: not of it)")
         if isinstance(text, TextKeys):
             attention["text_keys"] = text
             text = text.embedding
