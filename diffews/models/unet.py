@@ -38,6 +38,8 @@ class _Stem(nn.Conv2d):
 class DiffewsUNet(UNet2DConditionModel):
     """UNet2DConditionModel plus `conv_in_ref`, the 8-channel stem of support image and mask."""
 
+    training_record: dict[str, Any] = {}  # what training wrote beside the weights, for model cards
+
     # diffusers reads the names of the config keys from the signature
     @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
