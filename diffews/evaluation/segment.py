@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diffews.errors import InputError, printable
 from diffews.evaluation.presence_list import PresenceList
-from diffews.evaluation.queries import Queries, Query, class_names
+from diffews.evaluation.queries import NO_NAME, Queries, Query, class_names
 from diffews.evaluation.supports import open_supports
 from diffews.evaluation.video import FrameMemory, Supports, stamp_frames
 from diffews.images.files import open_image
@@ -225,8 +225,12 @@ def list_presence(
     """
     for query, shares, mask in zip(queries, sure, found, strict=True):
         for number, (name, share) in enumerate(zip(classes, shares, strict=True), start=1):
-            area = float((mask == number).mean())
-            listed.add(f"{query.name}{query.file.suffix}", name or "object", share, area)
+            listed.add(list_name(query), name or NO_NAME, share, mask == number)
+
+
+def list_name(query: Query) -> str:
+    """Returns what presence.csv calls a query."""
+    return f"{query.name}{query.file.suffix}"
 
 
 def _open(config: "SegmentConfig", source: WeightDir, graphs: "OnnxPipeline | None") -> Opened:
