@@ -22,16 +22,17 @@ from diffews.images.output import DiffewsOutput as DiffewsOutput, LabelMaps, che
 from diffews.images.weak import DEFAULT_WEAK, name_prompts, refiner
 from diffews.models.attention import SupportBank, TextKeys
 from diffews.models.find import DEFAULT_THRESHOLD, latent_factor
+from diffews.models.lora import LoraPipeline
 from diffews.models.presence import NoPresence
 from diffews.models.saved import SavedPipeline
 from diffews.models.unet import TIMESTEP, DiffewsUNet
-from diffews.models.vae import decode_latents, encode_latents, in_chunks
+from diffews.models.vae import decode_latents, encode_distinct, encode_latents
 from diffews.models.weights import check_parts
 from diffews.variants import Variant
 from diffews.variants.generation import draw_seeds
 
 
-class DiffewsPipeline(SavedPipeline):
+class DiffewsPipeline(LoraPipeline, SavedPipeline):
     """Segments in a query what the mask marks in one or more support images (arXiv:2410.02369).
 
     Args:
@@ -92,12 +93,8 @@ class DiffewsPipeline(SavedPipeline):
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encodes RGB [B, 3, H, W] in [-1, 1] -> scaled means of the posterior [B, 4, H/f, W/f]."""
         vae = self.encoder or self.vae
-        device, size = self._execution_device, pixels[0, 0].numel()
-
-        def encode(part: Tensor) -> Tensor:
-            return encode_latents(vae, part.to(device, vae.dtype, non_blocking=True))
-
-        return in_chunks(encode, pixels, size).to(self._dtype)
+        pixels = pixels.to(self._execution_device, vae.dtype, non_blocking=True)
+        return encode_latents(vae, pixels).to(self._dtype)
 
     def encode_support_pixels(self, pixels: Tensor, masks: Tensor, shots: int) -> SupportBank:
         """Runs the support pass; the S supports of a set are neighbours.
@@ -139,16 +136,13 @@ class DiffewsPipeline(SavedPipeline):
         injection, batch = self.method.injection, len(queries)
         pictures = torch.cat([queries, *injection.encoded(supports, masks)])
 
-        # which of the distinct pictures this injection encodes, and where each first stands
+        # which of the distinct pictures this injection encodes
         numbers = distinct[:batch].tolist()
         if injection.encodes_image:
             numbers += distinct[batch : batch + len(supports)].tolist()
         if injection.painted is not None:
             numbers += distinct[batch + len(supports) :].tolist()
-        order = list(dict.fromkeys(numbers))
-        firsts = self._upload([numbers.index(number) for number in order])
-        rows = self._upload([order.index(number) for number in numbers])
-        latents = self.encode_images(pictures[firsts])[rows]
+        latents = encode_distinct(self.encode_images, pictures, numbers)
 
         features = latents[batch:].split(len(supports))
         return latents[:batch], self._prepare(features, masks, shots)
@@ -174,10 +168,9 @@ class DiffewsPipeline(SavedPipeline):
 
         # one member, unless answers to different noise are averaged
         vae, decoded = self.decoder or self.vae, []
-        decode = functools.partial(decode_latents, vae)
         for member in range(self.ensemble):
             answer = generation.sample(predict, latents, steps, member, seeds)
-            decoded.append(in_chunks(decode, answer.to(vae.dtype), pixels[0, 0].numel()))
+            decoded.append(decode_latents(vae, answer.to(vae.dtype)))
         mean = torch.stack(decoded).mean(0)
         rgb = quantize(mean)  # [B, 3, S, S] uint8
         scores = self.method.supervision.recover(rgb, pixels.to(rgb.device))
@@ -200,10 +193,6 @@ class DiffewsPipeline(SavedPipeline):
         timestep = torch.full((), TIMESTEP, device=self._execution_device)
         bank = self.method.interaction.prepare(self.unet, support, timestep, self._text(), shots)
         return self.presence.sign(bank, masks)
-
-    def _upload(self, rows: list[int]) -> Tensor:
-        """Row numbers on the device; a list as an index would be waited for."""
-        return torch.tensor(rows).to(self._execution_device, non_blocking=True)
 
     def _text(self) -> Tensor | TextKeys:
         """The constant text condition, with its keys and values unless hooks hold the layers.
@@ -293,8 +282,7 @@ class DiffewsPipeline(SavedPipeline):
 
         """
         check_output_type(output_type)
-        if num_inference_steps is not None:
-            self.method.generation.check_steps(num_inference_steps)
+        self.method.generation.check_steps(num_inference_steps)
         size = self._check_size(image_size)
         threshold = self._check(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
@@ -304,10 +292,10 @@ class DiffewsPipeline(SavedPipeline):
                 raise InputError("support_images without support_masks; give one mask an image")
             bank = self.encode_support(support_images, support_masks, size)
         images = as_list(queries, 3)
+        seeds = draw_seeds(generator, len(images))
         if bank.batch not in (1, len(images)):
             raise InputError(f"{len(images)} queries for a bank of {bank.batch} support sets; "
                              "give one set, or one each")
-        seeds = draw_seeds(generator, len(images))
 
         output = DiffewsOutput(masks=[], scores=[])
         for start in range(0, len(images), batch):

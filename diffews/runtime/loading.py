@@ -127,6 +127,7 @@ def build_pipeline(
     pipeline = DiffewsPipeline(
         unet, vae, text, size, **small, variant_keys=variant_keys, threshold=source.threshold())
     pipeline.presence = open_presence(source, presence, unet)
+    unet.training_record = source.record
     return pipeline.to(pick_device(str(device)))
 
 
@@ -139,7 +140,9 @@ def settle_fast(config: ModelKeysT, device: torch.device) -> ModelKeysT:
     if not config.fast:
         return config
     is_gpu = device.type == "cuda"
-    chosen: dict[str, Any] = {"fast": False, "channels_last": True, "tf32": is_gpu}
+    # channels_last was measured to pay on a CPU, and nowhere else so far
+    chosen: dict[str, Any] = {
+        "fast": False, "channels_last": config.channels_last or not is_gpu, "tf32": is_gpu}
 
     if is_gpu and config.dtype == "fp32":
         chosen["dtype"] = half_precision(device)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffews.errors import InputError
 from diffews.models.unet import DiffewsUNet
@@ -26,6 +26,12 @@ def add_lora(unet: DiffewsUNet, rank: int) -> None:
     unet.conv_in_ref.requires_grad_(True)
     for parameter in whole:
         parameter.requires_grad_(True)
+
+
+def trained_tensors(unet: DiffewsUNet) -> dict[str, Tensor]:
+    """Returns low-rank additions and what trains whole beside them, as files name them."""
+    return {name.replace(".default.", "."): weight
+            for name, weight in unet.named_parameters() if weight.requires_grad}
 
 
 def make_optimizer(

@@ -1,5 +1,6 @@
 """Training: both passes in one step, episodes by (seed, index) alone, exact restarts."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -27,6 +28,7 @@ from diffews.evaluation.metrics import Scores
 from diffews.images.drawing import panel, save_image
 from diffews.models.find import (
     WeightDir, base_folders, hash_base, hash_small_vae, hash_vae, latent_factor, refuse_pickles)
+from diffews.models.lora import save_lora
 from diffews.models.unet import DiffewsUNet
 from diffews.models.weights import check_parts, load_text, load_unet, load_vae
 from diffews.pipeline import DiffewsPipeline
@@ -34,7 +36,8 @@ from diffews.runtime.device import process_device
 from diffews.runtime.files import (
     check_run, counted_values, default_values, hash_files, open_run)
 from diffews.runtime.processes import in_step, one_run, together
-from diffews.training.adapters import add_lora, make_optimizer, plain_unet
+from diffews.training.adapters import (
+    LORA_LAYERS, add_lora, make_optimizer, plain_unet, trained_tensors)
 from diffews.training.checkpoints import (
     list_checkpoints, load_state, save_checkpoint, save_weight_dir)
 from diffews.training.engine import Stepper, is_on_cpu, make_accelerator, make_schedule
@@ -213,6 +216,10 @@ class Trainer:
         if self.step == config.steps and is_main:
             log = log or StepLog(self.out / "log.jsonl", self.step)
             save_weight_dir(self.out, self.published(), self.record())
+            if config.lora and not (self.out / "lora").exists():
+                with self.averaged():
+                    save_lora(
+                        trained_tensors(self.unet), config.lora, LORA_LAYERS, self.out / "lora")
             if log.losses:
                 log.save_curve(self.out / "loss.png")
         accelerator.end_training()
@@ -327,13 +334,21 @@ class Trainer:
 
     def published(self) -> DiffewsUNet:
         """The UNet that is evaluated: averaged if `ema` is on, low-rank additions added in."""
+        if self.ema is None and not self.config.lora:
+            return self.unet
+        with self.averaged():
+            return plain_unet(self.unet)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the average in the weights' place, if `ema` is on."""
         if self.ema is None:
-            return plain_unet(self.unet) if self.config.lora else self.unet
+            yield
+            return
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
-        plain = plain_unet(self.unet)
+        yield
         self.ema.restore(self.parameters)
-        return plain
 
     def record(self) -> dict[str, Any]:
         """What is kept beside the weights."""

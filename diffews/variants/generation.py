@@ -37,8 +37,8 @@ class Generation(ABC):
         """
 
     @abstractmethod
-    def check_steps(self, steps: int) -> None:
-        """Raises InputError for a number of steps that a call cannot ask for."""
+    def check_steps(self, steps: int | None) -> None:
+        """Raises InputError for a number of steps that a call cannot ask for; None asks none."""
 
     @abstractmethod
     def sample(
@@ -65,9 +65,10 @@ class OneStep(Generation):
     ) -> tuple[Tensor, Tensor, Tensor]:
         return query, torch.full((), TIMESTEP, device=query.device), target
 
-    def check_steps(self, steps: int) -> None:
-        raise InputError(f"num_inference_steps={steps}: these weights answer in one step; "
-                         "leave it out")
+    def check_steps(self, steps: int | None) -> None:
+        if steps is not None:
+            raise InputError(f"num_inference_steps={steps}: these weights answer in one step; "
+                             "leave it out")
 
     def sample(
         self, predict: Predict, query: Tensor, steps: int, member: int,
@@ -101,8 +102,8 @@ class ImageToMask(Generation):
         timesteps = torch.tensor(steps).to(query.device, non_blocking=True)
         return self._noisy(query, target, query, timesteps)
 
-    def check_steps(self, steps: int) -> None:
-        if not 1 <= steps < TRAIN_STEPS:
+    def check_steps(self, steps: int | None) -> None:
+        if steps is not None and not 1 <= steps < TRAIN_STEPS:
             raise InputError(f"num_inference_steps={steps} is not between 1 and {TRAIN_STEPS - 1}")
 
     def sample(

@@ -117,7 +117,9 @@ def _patch_torch() -> None:
     torch.utils._device._device_constructors()  # remembers torch.empty before it is replaced
     empty, empty_like = torch.empty, torch.empty_like
     torch.empty = lambda *a, pin_memory=False, **k: empty(*a, **k)
-    torch.empty_like = lambda *a, pin_memory=False, **k: empty_like(*a, **k)
+    torch.empty_like = lambda *a, pin_memory=False, **k: (
+        _pin(empty_like(*a, **k)) if pin_memory else empty_like(*a, **k)
+    )
     torch.Tensor.pin_memory = _pin
     torch.nn.Module._apply = _apply
     for name in ("uniform_", "normal_", "kaiming_uniform_", "xavier_uniform_"):

@@ -8,7 +8,7 @@ import torch
 from training_runs import batches_of
 
 from diffews.cli.keys import load
-from diffews.cli.settings import TrainConfig
+from diffews.cli.training_settings import TrainConfig
 from diffews.errors import InputError
 from diffews.training import engine
 from diffews.training.memory import settle_checkpointing, training_bytes

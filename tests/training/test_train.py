@@ -306,6 +306,27 @@ def test_lora_starts_from_the_seed(train, weighted_base, tmp_path):
     assert differing(weights(one), weights(other)) == []
 
 
+def test_lora_leaves_a_file_that_makes_the_start_the_published_weights(
+    train, weighted_base, tmp_path
+):
+    pytest.importorskip("peft")
+    out = train("lora=2", "ema=0.5", f"base={weighted_base}", "steps=2", out=tmp_path / "out")
+    pipe = diffews.load_pipeline(weighted_base, weighted_base)
+    before = copy.deepcopy(pipe.unet.state_dict())
+
+    pipe.load_lora_weights(out / "lora")
+    pipe.fuse_lora()
+    merged = {k.replace(".base_layer", ""): v for k, v in pipe.unet.state_dict().items()}
+    for name, want in weights(out).items():
+        torch.testing.assert_close(merged[name], want)
+    assert differing(weights(out), before)
+
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    for name, want in before.items():
+        torch.testing.assert_close(pipe.unet.state_dict()[name], want)
+
+
 def test_what_is_published_with_ema_is_the_average(trainer):
     run = trainer("ema=0.5", "steps=3")
     stream = iter(batches_of(run))
