@@ -68,6 +68,8 @@ class SavedPipeline(DiffusionPipeline):
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
         made = cls(**{**pipeline.components, **kwargs})
         for name in KEPT:
+            if name == "presence" and "unet" in kwargs:  # a head is of one UNet
+                continue
             setattr(made, name, getattr(pipeline, name))
         return made if dtype is None else made.to(dtype)
 
