@@ -20,7 +20,7 @@ setup(
     package_data={"diffews": ["py.typed"], "diffews.data": ["splits/*", "splits/*/*"]},
     entry_points={"console_scripts": ["diffews = diffews.cli.main:main"]},
     extras_require={
-        "lora": ["peft>=0.14"],  # lora=
+        "lora": ["peft>=0.18"],  # lora=
         "8bit": ["bitsandbytes>=0.45"],  # optimizer=adamw8bit
         "tensorboard": ["tensorboard"],  # tracker=tensorboard
         "sbd": ["scipy>=1.11"],  # prepare benchmark=pascal5i
@@ -28,17 +28,18 @@ setup(
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
         "heif": ["pillow-heif>=0.18"],  # HEIC and HEIF pictures of segment, folder, coco_json
     },
+    # the least versions are those that tests/test_lowest.py has run the goldens with
     install_requires=[
         "torch>=2.6",
         "diffusers>=0.42,<0.43",
-        "transformers>=4.48",
+        "transformers>=5.0",
         "accelerate>=1.2",
         "omegaconf>=2.3",
         "pycocotools>=2.0.7",
-        "opencv-python-headless>=4.8",
+        "opencv-python-headless>=4.8.0.74",
         "numpy>=1.26",
-        "pillow>=10.1",
-        "safetensors>=0.4",
+        "pillow>=13.0",
+        "safetensors>=0.8",
         "tqdm>=4.65",
     ],
 )

@@ -154,3 +154,18 @@ def test_files_that_are_none_are_one_line(small_pipe, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             small_pipe().load_lora_weights(place)
+
+
+def test_a_presence_head_is_not_asked_of_other_weights(small_pipe, adapted, tmp_path):
+    from diffews import DiffewsPipeline
+    from diffews.models.presence import HeadPresence, make_head
+
+    diffusers_file(adapted, tmp_path)
+    pipe = small_pipe()
+    pipe.presence = HeadPresence(make_head(pipe.unet, "fast"), {})
+    assert DiffewsPipeline.from_pipe(pipe).presence is pipe.presence
+    assert DiffewsPipeline.from_pipe(pipe, unet=small_pipe().unet).presence.kind is None
+
+    with pytest.warns(UserWarning, match="presence head is of the weights without the adapter"):
+        pipe.load_lora_weights(tmp_path, adapter_name="one")
+    assert pipe.presence.kind is None

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
+import diffusers
 import huggingface_hub
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from diffusers import AutoencoderTiny, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import diffews.models.saved
 from diffews import DiffewsPipeline, InputError
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -270,3 +274,69 @@ def test_the_hub_is_asked_as_the_caller_says(saved, monkeypatch, capsys):
     ((name, given),) = asked
     assert name == "someone/pipeline" and keys.items() <= given.items()
     assert "secret" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    """What the hub is sent, instead of sending it."""
+    sent = []
+
+    def create_repo(name, **keys):
+        sent.append(("create", name, keys))
+        return SimpleNamespace(repo_id=name if "/" in name else f"me/{name}")
+
+    def upload_folder(repo_id, folder_path, **keys):
+        files = sorted(str(f.relative_to(folder_path)) for f in Path(folder_path).rglob("*.*"))
+        sent.append(("upload", repo_id, {**keys, "files": files}))
+
+    monkeypatch.setattr(diffews.models.saved, "create_repo", create_repo)
+    monkeypatch.setattr(diffusers.utils.hub_utils, "upload_folder", upload_folder)
+    return sent
+
+
+def test_a_whole_repository_is_uploaded_with_a_card(small_pipe, uploads, tmp_path):
+    pipe = small_pipe(threshold=0.5)
+    pipe.unet.training_record = {"fold": 2, "config": {"benchmark": "coco20i", "shots": 3}}
+    result = {"benchmark": "coco20i", "fold": 2, "shots": 1, "episodes": 10, "miou": 12.345}
+    result |= {"miou_interval": [10, 14], "fb_iou": 50.0}
+    keys = {"private": True, "token": "secret", "commit_message": "first"}
+    pipe.save_pretrained(tmp_path / "mine", push_to_hub=True, results=[result], **keys)
+
+    (_, name, made), (_, repo, sent) = uploads
+    assert name == "mine" and made == {"exist_ok": True, "private": True, "token": "secret"}
+    assert repo == "me/mine" and (sent["token"], sent["commit_message"]) == ("secret", "first")
+    for file in ("README.md", "diffews.json", "model_index.json", "text.safetensors", UNET):
+        assert file in sent["files"]
+    card = (tmp_path / "mine" / "README.md").read_text()
+    for words in (
+        "- fold: 2 (its novel classes were never trained on)",
+        "- shots: 3",
+        "| coco20i | 2 | 1 | 10 | 12.35 |",
+        'load_pipeline("hub:me/mine")',
+        "0.5 of the",
+        "## Licence",
+    ):
+        assert words in card
+    assert "secret" not in card
+
+    # another UNet was not trained so; a card that is there stays
+    pipe.unet = small_pipe(seed=1).unet
+    pipe.save_pretrained(tmp_path / "other", push_to_hub=True, repo_id="us/other")
+    assert "fold: 2" not in (tmp_path / "other" / "README.md").read_text()
+    (tmp_path / "other" / "README.md").write_text("ours")
+    pipe.save_pretrained(tmp_path / "other", push_to_hub=True)
+    assert (tmp_path / "other" / "README.md").read_text() == "ours"
+
+
+def test_what_cannot_be_uploaded_is_one_line(small_pipe, monkeypatch, tmp_path):
+    with pytest.raises(InputError, match="repo_id= is for push_to_hub=True"):
+        small_pipe().save_pretrained(tmp_path / "new", repo_id="us/other")
+    assert not (tmp_path / "new").exists()
+
+    def refuses(name, **keys):
+        raise OSError("no way\nthere")
+
+    monkeypatch.setattr(diffews.models.saved, "create_repo", refuses)
+    with pytest.raises(InputError, match="could not be uploaded as us/other") as error:
+        small_pipe().save_pretrained(tmp_path / "new", push_to_hub=True, repo_id="us/other")
+    assert "\n" not in str(error.value)

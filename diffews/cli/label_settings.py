@@ -1,8 +1,8 @@
-"""Keys of `diffews segment`: which files of labels are written, and what is a video."""
+"""Keys of `diffews segment`: which files of labels are written."""
 
 from dataclasses import dataclass
 
-from diffews.cli.keys import key, output_key
+from diffews.cli.keys import output_key
 from diffews.errors import InputError, nearest
 from diffews.evaluation.labels import FORMATS
 
@@ -26,15 +26,3 @@ class LabelKeys:
             if name not in FORMATS:
                 raise InputError(f"format={name!r} is not one of {', '.join(FORMATS)}"
                                  f"{nearest(name, FORMATS)}")
-
-
-@dataclass(frozen=True)
-class VideoKeys:
-    """Pictures that are the frames of a video."""
-
-    video: bool = key(
-        False, "the pictures of a folder are frames, in the order of their names; a clip is one "
-        "anyway")
-    memory: int = key(
-        5, "video: read the last N frames in which something was found, too, beside the support",
-        least=0)

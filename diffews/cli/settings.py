@@ -10,7 +10,7 @@ from typing import Any
 
 from diffews.cli.keys import (
     BYTES, CHECKOUT, REQUIRED, key, list_key, model_key, output_key, rounding_key, speed_key)
-from diffews.cli.label_settings import LabelKeys, VideoKeys
+from diffews.cli.label_settings import LabelKeys
 from diffews.data.registry import BENCHMARKS, SPLITS_SOURCES, check_fold
 from diffews.data.weak_masks import PROMPTS
 from diffews.errors import InputError
@@ -246,7 +246,7 @@ class EpisodesConfig(ListKeys):
 
 
 @dataclass(frozen=True)
-class SegmentConfig(LabelKeys, VideoKeys, ModelKeys):
+class SegmentConfig(LabelKeys, ModelKeys):
     """Segment pictures of your own: what the support's mask marks, in each query.
 
     diffews segment weight=weight/incontext support=cat.jpg mask=cat.png query=photos
@@ -272,6 +272,12 @@ class SegmentConfig(LabelKeys, VideoKeys, ModelKeys):
     query: list[str] = key(
         REQUIRED, "query picture(s), folders of them, patterns: 'a/*.jpg', or clip(s): a.mp4")
     recursive: bool = key(False, "look into sub-folders, too; they keep their place in out")
+    video: bool = key(
+        False, "the pictures of a folder are frames, in the order of their names; a clip is one "
+        "anyway")
+    memory: int = key(
+        5, "video: read the last N frames in which something was found, too, beside the support",
+        least=0)
     classes: list[str] = key(
         [], "name of each support's class, in the same order; several make a label map; a name "
         "that holds a comma stands in double quotes")

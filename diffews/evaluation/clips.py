@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffews.errors import InputError
-from diffews.evaluation.queries import RECORD, check_supports
+from diffews.evaluation.queries import RECORD, check_supports, is_clip
 from diffews.images.drawing import save_image
 from diffews.images.files import open_rgb
 from diffews.runtime.files import (
@@ -23,16 +23,10 @@ from diffews.runtime.locks import one_writer
 if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
 
-CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 FRAMES = "frames"  # in `out`: a folder of each clip
 NO_CLIP = ("is no clip that OpenCV can decode; turn it into a folder of frames, and give "
            "video=true")
 RATE = 25.0  # frames a second, where a clip says none
-
-
-def is_clip(word: str) -> bool:
-    """Whether a word of query= names a clip, by its ending."""
-    return Path(word).suffix.lower() in CLIP_SUFFIXES and not Path(word).is_dir()
 
 
 def unpack_clips(config: "SegmentConfig") -> "SegmentConfig":

@@ -4,6 +4,8 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
+
 from diffews.errors import InputError
 from diffews.runtime.files import write_atomic
 
@@ -39,17 +41,17 @@ class PresenceList:
             if len(line) == len(COLUMNS):  # a killed run may have left half a line
                 self.rows[line[0], line[1]] = tuple(line)
 
-    def add(self, picture: str, class_name: str, presence: float, area: float) -> None:
+    def add(self, picture: str, class_name: str, presence: float, mask: np.ndarray) -> None:
         """Appends a line.
 
         Args:
             picture: its place, as in `out`, with its ending.
             class_name: of the support.
             presence: in [0, 1].
-            area: share of the picture that the written mask marks, in [0, 1].
+            mask: as it is written, bool (H, W); its share of the picture is listed.
 
         """
-        row = (picture, class_name, f"{presence:.4f}", f"{area:.6f}")
+        row = (picture, class_name, f"{presence:.4f}", show_area(mask))
         if not self.rows or not self.path.is_file():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(_lines([COLUMNS]), "utf-8")
@@ -61,6 +63,11 @@ class PresenceList:
         """Writes one line of each picture and class."""
         if self.rows:
             write_atomic(self.path, _lines([COLUMNS, *self.rows.values()]))
+
+
+def show_area(mask: np.ndarray) -> str:
+    """The share of the picture that a mask marks, as the list shows it."""
+    return f"{mask.mean():.6f}"
 
 
 def _lines(rows: list[Row]) -> str:

@@ -17,6 +17,7 @@ from diffews.images.files import IMAGE_SUFFIXES, check_image, open_image
 if TYPE_CHECKING:
     from diffews.cli.settings import SegmentConfig
 
+CLIP_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 RECORD = ".clip.json"  # in a folder of frames: which clip they were read from
 RESULTS = ("_mask", "_labels", "_overlay")  # ends of the names of what is written
 NO_NAME = "object"  # of a class that nobody named
@@ -100,6 +101,11 @@ def find_queries(config: "SegmentConfig") -> Queries:
         queries.found.sort(key=frame_order)
     _check_places(config, queries.found)
     return queries
+
+
+def is_clip(word: str) -> bool:
+    """Whether a word of query= names a clip, by its ending."""
+    return Path(word).suffix.lower() in CLIP_SUFFIXES and not Path(word).is_dir()
 
 
 def class_names(config: "SegmentConfig") -> list[str]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diffews.errors import InputError, printable
 from diffews.evaluation.presence_list import PresenceList
-from diffews.evaluation.queries import Queries, Query, class_names
+from diffews.evaluation.queries import NO_NAME, Queries, Query, class_names, is_clip
 from diffews.evaluation.supports import open_supports
 from diffews.evaluation.video import FrameMemory, Supports, stamp_frames
 from diffews.images.files import open_image
@@ -70,6 +70,10 @@ def open_export(config: "SegmentConfig", folder: Path) -> "OnnxPipeline":
         if item.name in WITH_TORCH and getattr(config, item.name) != item.default:
             raise InputError(f"{item.name}= is for weights that torch runs; {folder} holds graphs "
                              f"({EXPORT}), leave it out")
+    clip = next((word for word in config.query if is_clip(word)), None)
+    if clip is not None:
+        raise InputError(f"query={clip}: the frames of a clip are remembered by weights that torch "
+                         f"runs; {folder} holds graphs ({EXPORT})")
     return OnnxPipeline(folder, find_providers(config.device), config.threads)
 
 
@@ -225,8 +229,12 @@ def list_presence(
     """
     for query, shares, mask in zip(queries, sure, found, strict=True):
         for number, (name, share) in enumerate(zip(classes, shares, strict=True), start=1):
-            area = float((mask == number).mean())
-            listed.add(f"{query.name}{query.file.suffix}", name or "object", share, area)
+            listed.add(list_name(query), name or NO_NAME, share, mask == number)
+
+
+def list_name(query: Query) -> str:
+    """Returns what presence.csv calls a query."""
+    return f"{query.name}{query.file.suffix}"
 
 
 def _open(config: "SegmentConfig", source: WeightDir, graphs: "OnnxPipeline | None") -> Opened:

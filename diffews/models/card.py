@@ -31,12 +31,12 @@ few pictures with the mask of something, it segments that something in a new pic
 ```python
 from diffews import load_pipeline
 
-pipe = load_pipeline("{name}")  # this folder: unet/unet, base/vae, base/text.safetensors
+pipe = load_pipeline("{load}")  # weights, VAE and text
 bank = pipe.encode_support(["support.jpg"], ["mask.png"])
 masks = pipe(["query.jpg"], bank).masks  # bool (H, W), at the query's own size
 ```
 
-`diffews segment weight={name} support=support.jpg mask=mask.png query=photos/` does the same for
+`diffews segment weight={load} support=support.jpg mask=mask.png query=photos/` does the same for
 files. It works at {image_size} x {image_size} pixels; foreground is what exceeds {threshold} of the
 maximum.
 
@@ -50,13 +50,17 @@ TRAINED = ("benchmark", "mix", "fold", "shots", "steps", "image_size", "variant"
 HELD_OUT = " (its novel classes were never trained on)"
 
 
-def model_card(name: str, record: dict[str, Any], results: Sequence[dict[str, Any]] = ()) -> str:
+def model_card(
+    name: str, record: dict[str, Any], results: Sequence[dict[str, Any]] = (),
+    load: str | None = None,
+) -> str:
     """Returns the text of README.md.
 
     Args:
         name: of the folder.
         record: what training wrote into diffews.json; what it does not say is not claimed.
         results: result.json of evaluations of these weights.
+        load: by which name others load it; by default the folder's.
 
     """
     known = {**record.get("config", {}), **record}
@@ -74,7 +78,7 @@ def model_card(name: str, record: dict[str, Any], results: Sequence[dict[str, An
 
     nothing = "No evaluation was given (`diffews export runs=DIR`)."
     return CARD.format(
-        name=_plain(name), trained="\n".join(lines) or "Not recorded.",
+        name=_plain(name), load=_plain(load or name), trained="\n".join(lines) or "Not recorded.",
         figures="\n".join(figures) if results else nothing,
         image_size=known.get("image_size", 512), threshold=known.get("threshold", 0.25))
 

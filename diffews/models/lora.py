@@ -1,6 +1,7 @@
 """Low-rank additions to a UNet, from files of diffusers, peft, kohya or `train lora=`."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from diffews.errors import InputError, refuse, shorten
 from diffews.models.hub import HUB_KEYS, resolve
+from diffews.models.presence import HeadPresence, NoPresence
 from diffews.runtime.files import new_folder, read_json
 from diffews.runtime.finite import check_finite
 
@@ -25,6 +27,7 @@ METADATA = "lora_adapter_metadata"  # where diffusers looks for the settings in 
 class LoraPipeline(StableDiffusionLoraLoaderMixin):
     """What a pipeline does with adapters; the text is constant, so they are the UNet's alone."""
 
+    presence: NoPresence
     _lora_loadable_modules = ["unet"]
     _replaced: dict[str, Tensor] | None = None  # what a file of `train lora=` took the place of
 
@@ -75,6 +78,12 @@ class LoraPipeline(StableDiffusionLoraLoaderMixin):
                 state, alphas, self.unet, adapter_name, _pipeline=self, hotswap=hotswap,
                 metadata=own or metadata)
         self._replace(whole)
+
+        # a presence head knows the weights as they were
+        if isinstance(self.presence, HeadPresence):
+            warnings.warn("the presence head is of the weights without the adapter, and is not "
+                          "asked any more", stacklevel=2)
+            self.presence = NoPresence()
 
     def fuse_lora(self, components: Sequence[str] = ("unet",), **kwargs: Any) -> None:
         """Adds adapters into the weights; see diffusers."""

@@ -5,15 +5,18 @@ place, and float16 keeps the VAE in float32.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import create_repo
 from torch import Tensor
 
-from diffews.errors import InputError, nearest
+from diffews.errors import InputError, nearest, refuse
+from diffews.models.card import model_card
 from diffews.models.attention import SupportBank
 from diffews.models.find import (
     PRESENCE, WeightDir, base_folders, find_weights, refuse_pickles, write_record)
@@ -23,11 +26,14 @@ from diffews.models.presence import NoPresence, open_presence
 from diffews.models.weights import (
     load_small_vae, load_text, load_unet, load_vae, save_text)
 from diffews.runtime.device import pick_device, vae_dtype
-from diffews.runtime.files import read_json
+from diffews.runtime.files import read_json, write_atomic
 
 INDEX = "model_index.json"
 SETTINGS = ("image_size", "threshold", "variant_keys")  # beside the parts, in the config
 KEPT = ("denoising_steps", "ensemble", "presence")  # attributes that are set after construction
+
+
+UPLOAD_KEYS = ("repo_id", "private", "token", "create_pr", "commit_message")
 
 
 class SavedPipeline(DiffusionPipeline):
@@ -62,6 +68,8 @@ class SavedPipeline(DiffusionPipeline):
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
         made = cls(**{**pipeline.components, **kwargs})
         for name in KEPT:
+            if name == "presence" and "unet" in kwargs:  # a head is of one UNet
+                continue
             setattr(made, name, getattr(pipeline, name))
         return made if dtype is None else made.to(dtype)
 
@@ -95,11 +103,23 @@ class SavedPipeline(DiffusionPipeline):
 
     # ---- the files ----
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(
+            self, save_directory: str | Path, push_to_hub: bool = False,
+            results: Sequence[dict[str, Any]] = (), **kwargs: Any) -> None:
         """Writes a weight dir and base in one: unet/, vae/, text.safetensors, model_index.json.
 
-        kwargs: as diffusers' pipelines take them (variant, max_shard_size, ...), but for pickles.
+        Args:
+            save_directory: a folder, new or not.
+            push_to_hub: upload the folder afterwards, with a model card (README.md) unless there is
+                one; repo_id (by default the folder's name), private, token, create_pr and
+                commit_message are then as diffusers takes them.
+            results: result.json of evaluations of these weights, for the card.
+            kwargs: as diffusers' pipelines take them (variant, max_shard_size, ...); no pickles.
+
         """
+        hub = {name: kwargs.pop(name) for name in UPLOAD_KEYS if name in kwargs}
+        if hub and not push_to_hub:
+            raise InputError(f"{next(iter(hub))}= is for push_to_hub=True")
         if not kwargs.get("safe_serialization", True):
             raise InputError("safe_serialization=False writes pickles, which are not read; "
                              "leave it out")
@@ -112,6 +132,21 @@ class SavedPipeline(DiffusionPipeline):
             record["variant"] = dict(keys)
         write_record(folder, folder, record)
         self.presence.save(folder / PRESENCE, folder / "unet", kwargs.get("variant"))
+        if push_to_hub:
+            self._push(folder, {**self.unet.training_record, **record}, results, **hub)
+
+    def _push(
+            self, folder: Path, record: dict[str, Any], results: Sequence[dict[str, Any]],
+            repo_id: str | None = None, private: bool | None = None, token: str | None = None,
+            **kwargs: Any) -> None:
+        """Makes the hub's repository if there is none, and uploads the folder with its card."""
+        name = repo_id or folder.resolve().name
+        with refuse(f"{folder} could not be uploaded as {name}"):
+            name = create_repo(name, exist_ok=True, private=private, token=token).repo_id
+            if not (folder / "README.md").is_file():
+                card = model_card(name.rpartition("/")[2], record, results, f"hub:{name}")
+                write_atomic(folder / "README.md", card)
+            self._upload_folder(str(folder), name, token=token, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -161,6 +196,7 @@ class SavedPipeline(DiffusionPipeline):
             parts["unet"] = load_unet(source.unet, _dtype_of("unet", dtype), variant)
         pipeline = cls(**parts).to(pick_device(str(device)))
         if "unet" not in kwargs:
+            pipeline.unet.training_record = source.record
             pipeline.presence = open_presence(source, "auto", pipeline.unet, variant)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline

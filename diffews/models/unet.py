@@ -38,6 +38,8 @@ class _Stem(nn.Conv2d):
 class DiffewsUNet(UNet2DConditionModel):
     """UNet2DConditionModel plus `conv_in_ref`, the 8-channel stem of support image and mask."""
 
+    training_record: dict[str, Any] = {}  # what training wrote beside the weights, for model cards
+
     # diffusers reads the names of the config keys from the signature
     @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -197,6 +199,10 @@ class DiffewsUNet(UNet2DConditionModel):
     def _run(
             self, latents: Tensor, timestep: Tensor, text: Tensor | TextKeys,
             **attention: Any) -> Tensor:
+        if not isinstance(self.conv_in, _Stem):
+            raise InputError(
+                f"conv_in became a {type(self.conv_in).__name__}, which leads no support to "
+                "conv_in_ref; leave it as it is (quanto: exclude=['conv_in'], adapters: not of it)")
         if isinstance(text, TextKeys):
             attention["text_keys"] = text
             text = text.embedding

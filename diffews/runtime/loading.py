@@ -127,6 +127,7 @@ def build_pipeline(
     pipeline = DiffewsPipeline(
         unet, vae, text, size, **small, variant_keys=variant_keys, threshold=source.threshold())
     pipeline.presence = open_presence(source, presence, unet)
+    unet.training_record = source.record
     return pipeline.to(pick_device(str(device)))
 
 

@@ -84,7 +84,7 @@ def asked(golden_words, tmp_path_factory):
     """A golden evaluation with negatives, asked by the cosine."""
     out = tmp_path_factory.mktemp("asked")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        words = [*golden_words, f"out={out}", "episodes=8", "absent=true", "presence=cosine"]
+        words = [*golden_words, f"out={out}", "episodes=4", "absent=true", "presence=cosine"]
         assert main(words) == 0
     return out
 
@@ -96,7 +96,7 @@ def test_negatives_change_no_count_and_no_mask(asked, finished):
 
 
 def test_a_negative_asks_for_a_class_that_the_query_does_not_hold(asked, coco):
-    dataset = load_benchmark("coco20i", coco, fold=0, image_size=64, episodes=8)
+    dataset = load_benchmark("coco20i", coco, fold=0, image_size=64, episodes=4)
     for index, record in enumerate(lines(asked)):
         negative, query = record["absent"], dataset.episodes[index].query
         held = np.unique(dataset.benchmark.class_map(query)) - 1
@@ -113,21 +113,21 @@ def test_the_result_is_that_of_the_records(asked):
     assert found["absent"]["auroc"] == auroc(sure, present)
     assert found["absent"]["miou_ungated"] == found["miou"]
     assert found["absent_interval"]["auroc"][0] <= found["absent"]["auroc"]
-    assert found["absent"]["negatives"] == 8
+    assert found["absent"]["negatives"] == 4
 
 
 def test_more_episodes_go_on_and_the_first_stay(asked, golden_words, run, tmp_path):
     out = shutil.copytree(asked, tmp_path / "out")
     text = (out / "episodes.jsonl").read_bytes()
     (out / "episodes.jsonl").write_bytes(text[: text.index(b"\n", len(text) // 2) + 9])
-    words = [*golden_words, f"out={out}", "episodes=10", "absent=true", "presence=cosine"]
+    words = [*golden_words, f"out={out}", "episodes=5", "absent=true", "presence=cosine"]
     assert run(*words).code == 0
     assert (out / "episodes.jsonl").read_bytes()[: len(text)] == text
-    assert len(lines(out)) == 10
+    assert len(lines(out)) == 5
 
 
 def test_a_run_with_negatives_is_another_run(asked, golden_words, refused):
-    assert "holds another run" in refused(*golden_words, f"out={asked}", "episodes=8")
+    assert "holds another run" in refused(*golden_words, f"out={asked}", "episodes=4")
 
 
 @pytest.mark.parametrize(
@@ -263,3 +263,30 @@ def test_fs_cs_evaluates_goes_on_and_stands_beside_the_published_rows(
     other = [*golden_words, "protocol=fs_cs", "presence=cosine", f"out={tmp_path / 'w'}"]
     assert "way=30: the fold has 20" in refused(*other, "way=30")
     assert "way=2 needs protocol=fs_cs" in refused(*golden_words, "way=2")
+
+
+def test_where_every_query_holds_all_classes_no_negative_is_to_be_found(
+    weight, base, refused, tmp_path, picture
+):
+    """Three pictures, of which each holds a cat and a dog."""
+    boxes = [[9, 9, 29, 9, 29, 29, 9, 29], [34, 34, 54, 34, 54, 54, 34, 54]]
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(3)]
+    for image in images:
+        picture(image["id"]).save(tmp_path / image["file_name"])
+    annotations = [
+        {"id": 2 * i + k, "image_id": i, "category_id": 1 + k, "iscrowd": 0, "area": 400,
+         "bbox": [9 + 25 * k, 9 + 25 * k, 20, 20], "segmentation": [boxes[k]]}
+        for i in range(3) for k in range(2)
+    ]  # fmt: skip
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+
+    words = [f"weight={weight}", f"base={base}", "benchmark=coco_json", f"data={tmp_path}",
+             f"annotations={tmp_path / 'a.json'}", f"images={tmp_path}", "image_size=64",
+             f"out={tmp_path / 'o'}", "workers=0"]  # fmt: skip
+    error = refused("eval", *words, "novel=cat,dog", "absent=true", "presence=cosine")
+    assert "no negative is to be found" in error and "all the 2 classes" in error
+    error = refused("train-presence", *words, "fold=3", "queries=2")
+    assert "lacks one of the 2 training classes" in error
+    assert not (tmp_path / "o" / "run.json").exists()

@@ -41,7 +41,7 @@ def album(tmp_path_factory):
 def words(album):
     return [
         "segment", f"weight={WEIGHT}", f"support={album / 'support.png'}",
-        f"mask={album / 'mask.png'}", f"query={album / 'query'}", "threads=1",
+        f"mask={album / 'mask.png'}", f"query={album / 'query'}", "threads=1", "batch=10",
     ]  # fmt: skip
 
 
@@ -74,7 +74,8 @@ def test_segment_finds_the_ten_of_forty_that_hold_the_class(album, words, run, t
     before = {row["picture"]: row for row in listed}
     assert "wrote 1 mask" in run(*words, f"out={out}").out
     assert {row["picture"]: row for row in rows(out)} == before
-    assert "wrote 40" in run(*words, f"out={out}", "min_presence=0.9").out  # another gate
+    two = f"query={album / 'query' / '00.png'},{album / 'query' / '01.png'}"
+    assert "wrote 2" in run(*words, two, f"out={out}", "min_presence=0.9").out  # another gate
 
 
 def test_without_a_gate_or_a_head_masks_are_as_before(album, words, run, refused, tmp_path):

@@ -1,6 +1,7 @@
 """`diffews segment format=...`: labels of all its masks, also of an earlier, interrupted run."""
 
 import contextlib
+import csv
 import io
 import json
 import shutil
@@ -14,6 +15,8 @@ from diffews import load_pipeline
 from diffews.cli.main import main
 from diffews.data import load_benchmark
 from diffews.images.masks import resize_mask
+from diffews.runtime.files import CHECKOUT
+from diffews.tools.shapes import make_scene
 
 LABELS = "format=coco,yolo,label_studio,labelme,palette,cutout"
 FILES = ("annotations.coco.json", "data.yaml", "label_studio.json", "label_studio.xml")
@@ -215,3 +218,36 @@ def test_a_photo_that_was_given_is_not_written_over_by_a_label(refused, words, p
     before = photo.read_bytes()
     assert str(photo) in refused(*words, f"query={photo}", "format=palette")
     assert photo.read_bytes() == before
+
+
+def test_the_score_is_the_presence_of_that_mask(run, tmp_path):
+    """The shipped weights have a head; a picture with the class, and one without."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    scenes = {"with": [25, 3], "without": [12, 3], "support": [25, 7]}
+    for number, (name, classes) in enumerate(scenes.items()):
+        scene = make_scene(np.random.default_rng([31, number]), classes)
+        Image.fromarray(scene.image).save(folder / f"{name}.png")
+        mask = (scene.classes == 26).astype(np.uint8) * 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (folder / "support.png").rename(tmp_path / "support.png")
+    out, weight = tmp_path / "out", CHECKOUT / "weight" / "tiny" / "shapes_fold1"
+    words = ["segment", f"weight={weight}", f"support={tmp_path / 'support.png'}", "threads=1"]
+    words += [f"mask={tmp_path / 'mask.png'}", f"query={folder}", f"out={out}", "min_presence=0"]
+    assert run(*words, "format=coco,label_studio").code == 0
+
+    with (out / "presence.csv").open(newline="") as file:
+        presence = {row["picture"]: float(row["presence"]) for row in csv.DictReader(file)}
+    content = json.loads((out / FILES[0]).read_text())
+    places = {entry["id"]: entry["file_name"] for entry in content["images"]}
+    assert {places[a["image_id"]] for a in content["annotations"]} == set(presence)
+    assert all(a["score"] == presence[places[a["image_id"]]] for a in content["annotations"])
+    assert presence["with.png"] > 0.5 > presence["without.png"]
+    tasks = json.loads((out / "label_studio.json").read_text())
+    assert [task["predictions"][0]["score"] for task in tasks] == list(presence.values())
+
+    # a mask that somebody painted has no score
+    Image.fromarray(mask).save(out / "with_mask.png")
+    assert run(*words, "format=coco").code == 0
+    annotations = json.loads((out / FILES[0]).read_text())["annotations"]
+    assert [("score" in a) for a in annotations if places[a["image_id"]] == "with.png"] == [False]

@@ -21,7 +21,7 @@ from diffews.training.presence import draw_question, fit_head
 def words(weight, base, coco):
     return [
         "train-presence", f"weight={weight}", f"base={base}", f"data={coco}", "image_size=64",
-        "queries=20", "batch=8", "workers=0", "hidden=4",
+        "queries=12", "batch=4", "workers=0", "hidden=4",
     ]  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(
 
     # as if a kill came in the fit: what was computed is kept
     out = tmp_path / "mine_fold0"
-    monkeypatch.setattr(module, "CHUNK", 8)
+    monkeypatch.setattr(module, "CHUNK", 4)
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -131,9 +131,9 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(
     # and one in the middle of them
     files[1].unlink()
     monkeypatch.undo()
-    monkeypatch.setattr(module, "CHUNK", 8)
+    monkeypatch.setattr(module, "CHUNK", 4)
     outcome = run(*words, f"out={out}")
-    assert outcome.code == 0 and "going on from query 12" in outcome.err
+    assert outcome.code == 0 and "going on from query 8" in outcome.err
     one, other = (load_file(d / "presence" / "head.safetensors") for d in (out, trained))
     assert all(torch.equal(one[name], other[name]) for name in other)
 

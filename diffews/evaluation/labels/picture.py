@@ -21,7 +21,8 @@ class Picture:
         name: the place of its results in `out`, without an ending: one, or deep/one.
         place: the photo's place in the folder of all photos, with its ending, / between folders.
         labels: uint8 (H, W), of the photo as people see it: 0 none, then 1, 2, ...
-        presence: of each class, how surely the picture holds it, in [0, 1]; None where nobody says.
+        presence: of each class, how surely the picture holds it, in [0, 1]; None where nobody says
+            so, of a class or at all.
 
     """
 
@@ -29,7 +30,7 @@ class Picture:
     name: str
     place: str
     labels: np.ndarray
-    presence: Sequence[float] | None = None
+    presence: Sequence[float | None] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,7 +40,7 @@ class Picture:
 
     def score(self, label: int) -> float | None:
         """Returns the presence of a class, or None."""
-        return None if self.presence is None else round(float(self.presence[label - 1]), 4)
+        return None if self.presence is None else self.presence[label - 1]
 
 
 # a format: out and the names of the classes -> what takes a picture and the objects in it

@@ -4,7 +4,7 @@ So they hold what an interrupted run had done before, and masks that somebody pa
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,9 @@ from diffews.errors import InputError
 from diffews.evaluation.labels import FOLDERS
 from diffews.evaluation.labels.picture import Picture
 from diffews.evaluation.labels.write import WRITERS, write_labels
+from diffews.evaluation.presence_list import PresenceList, Row, show_area
 from diffews.evaluation.queries import Queries, Query, class_names
-from diffews.evaluation.segment import SETTINGS
+from diffews.evaluation.segment import PRESENCE_LIST, SETTINGS, list_name
 from diffews.images.files import open_image
 from diffews.images.photos import open_photo, open_photo_mask
 from diffews.runtime.files import PARTIAL
@@ -73,6 +74,7 @@ def label_results(config: "SegmentConfig", queries: Queries) -> str:
 def _read_masks(out: Path, queries: Queries, names: Sequence[str]) -> Iterator[Picture]:
     """Yields each query with the mask or label map that lies in `out`."""
     kind = "labels" if len(names) > 1 else "mask"
+    listed = PresenceList(out / PRESENCE_LIST).rows
     for query in queries.found:
         if str(query.file) in queries.unreadable:
             continue
@@ -86,7 +88,21 @@ def _read_masks(out: Path, queries: Queries, names: Sequence[str]) -> Iterator[P
                 continue
             labels = found
         labels = labels if len(names) > 1 else (labels > 0).astype(np.uint8)
-        yield Picture(query.file, query.name, query.place, labels)
+        presence = _presence(listed, query, names, labels)
+        yield Picture(query.file, query.name, query.place, labels, presence)
+
+
+def _presence(
+    listed: Mapping[tuple[str, str], Row], query: Query, names: Sequence[str], labels: np.ndarray
+) -> list[float | None]:
+    """Finds what presence.csv says of this mask, class by class."""
+    scores: list[float | None] = []
+    for label, name in enumerate(names, start=1):
+        *_, score, area = listed.get((list_name(query), name), ("", ""))
+        # a mask of another area was painted by somebody, or is of another run
+        is_its = area == show_area(labels == label)
+        scores.append(float(score) if is_its else None)
+    return scores
 
 
 def _painted(file: Path, query: Query, queries: Queries, classes: int) -> np.ndarray | None:
