@@ -14,7 +14,7 @@ from diffews.errors import InputError, refuse
 from diffews.images.arrays import ImageInput, as_list, prepare_images, prepare_supports
 from diffews.images.drawn_masks import Pick
 from diffews.images.masks import check_call, check_decoded, check_threshold
-from diffews.images.scores import LabelMaps, at_size
+from diffews.images.scores import LabelMaps, at_size, check_output_type, in_form
 from diffews.images.weak import DEFAULT_WEAK, name_prompts, refiner
 from diffews.models.find import EXPORT
 from diffews.models.graphs import find_providers, open_graph, read_export
@@ -28,14 +28,14 @@ class OnnxOutput:
     """What the pipeline says of each query, as `DiffewsOutput` does.
 
     Attributes:
-        masks: list of bool arrays (H_i, W_i).
-        scores: list of float32 arrays (H_i, W_i) in [0, 1].
+        masks: list of bool arrays (H_i, W_i), or of the form that was asked for.
+        scores: list of float32 arrays (H_i, W_i) in [0, 1], likewise.
         presence: None; graphs have no head that says how likely the class is in the query.
 
     """
 
-    masks: list[Array] = field(default_factory=list)
-    scores: list[Array] = field(default_factory=list)
+    masks: list[Any] = field(default_factory=list)
+    scores: list[Any] = field(default_factory=list)
     presence: list[float] | None = None
 
 
@@ -181,8 +181,9 @@ class OnnxPipeline:
         self, queries: ImageInput | Sequence[ImageInput], bank: OnnxBank | None = None, *,
         support_images: Any = None, support_masks: Any = None, threshold: float | None = None,
         threshold_rule: str | None = None, image_size: int | None = None, own_size: bool = True,
-        batch: int = 1, min_presence: float | None = None,
-    ) -> OnnxOutput:
+        batch: int = 1, min_presence: float | None = None, output_type: str = "np",
+        return_dict: bool = True,
+    ) -> Any:
         """Segments one or more queries.
 
         Args:
@@ -196,8 +197,11 @@ class OnnxPipeline:
             own_size: give masks at each query's own size; else at (image_size, image_size).
             batch: queries computed at once.
             min_presence: refused, as graphs have no presence head.
+            output_type: masks and scores as arrays ("np") or PIL images ("pil").
+            return_dict: give an OnnxOutput; else the tuple of masks and scores.
 
         """
+        check_output_type(output_type, ("np", "pil"))
         threshold, rule = self._rule(threshold, threshold_rule, batch, min_presence)
         if (bank is None) == (support_images is None):
             raise InputError("give either a bank or support_images with support_masks")
@@ -218,7 +222,8 @@ class OnnxPipeline:
                 mask, score = at_size(scores, shape, threshold, rule)
                 output.masks.append(mask)
                 output.scores.append(score)
-        return output
+        output.masks, output.scores = in_form(output.masks, output.scores, output_type)
+        return output if return_dict else (output.masks, output.scores)
 
     def label(
         self, queries: ImageInput | Sequence[ImageInput], banks: Sequence[OnnxBank], *,

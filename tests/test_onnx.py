@@ -118,6 +118,27 @@ def test_scores_are_resized_and_held_against_the_limit_as_in_torch(shape, rule):
     assert flips(mask, wanted_mask) <= 2 and 0.02 < mask.mean() < 0.98
 
 
+def test_the_forms_of_output_are_those_of_the_pipeline(onnx, torch_pipe, supports, picture):
+    plain = onnx(picture(3), bank := onnx.encode_support(*supports))
+    assert plain.presence is None
+    for pipe in (onnx, torch_pipe):
+        masks, scores = pipe(
+            picture(3),
+            support_images=supports[0],
+            support_masks=supports[1],
+            output_type="pil",
+            return_dict=False,
+        )
+        assert (masks[0].mode, scores[0].mode, masks[0].size) == ("L", "F", (64, 64))
+        assert flips(np.asarray(masks[0]) > 0, plain.masks[0]) <= FLIPS
+    with pytest.raises(InputError, match="output_type='pt' is not one of np, pil"):
+        onnx(picture(3), bank, output_type="pt")
+    for call in (lambda: onnx(picture(3), bank, min_presence=0.5),
+                 lambda: onnx.label(picture(3), [bank], min_presence=0.5)):  # fmt: skip
+        with pytest.raises(InputError, match="min_presence=0.5.*no presence head"):
+            call()
+
+
 # ---- banks ----
 
 

@@ -4,6 +4,7 @@ As in `commands.py`, torch is imported inside the functions, after the checks.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,8 +16,8 @@ from diffews.cli.tool_settings import (
 from diffews.errors import InputError
 from diffews.images.files import find_masks
 from diffews.models.find import (
-    DEFAULT_IMAGE_SIZE, WeightDir, check_base, check_image_size, find_weights, hash_weights,
-    vae_factor)
+    DEFAULT_IMAGE_SIZE, PRESENCE, WeightDir, check_base, check_image_size, find_weights,
+    hash_weights, vae_factor)
 from diffews.models.hub import resolve
 from diffews.runtime.files import check_new
 from diffews.runtime.locks import one_writer
@@ -70,6 +71,10 @@ def run_export(config: ExportConfig) -> None:
         if find_spec(package) is None:
             raise InputError(f"format=onnx needs the package {package}; "
                              "pip install 'diffews[onnx]'")
+
+    if (source.path / PRESENCE).is_dir():
+        print("diffews: graphs have no presence head; that of these weights is left out, and no "
+              "mask will be emptied by it", file=sys.stderr)
 
     from diffews.tools.export import export_graphs
 

@@ -1,19 +1,16 @@
 """What the pipeline says of queries, in the forms that people ask for."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from diffusers.utils import BaseOutput
-from PIL import Image
 
-from diffews.errors import InputError, nearest
-from diffews.images.scores import LabelMaps as LabelMaps
+from diffews.images.scores import LabelMaps as LabelMaps, check_output_type as check_output_type
+from diffews.images.scores import in_form
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-OUTPUT_TYPES = ("np", "pt", "pil")
 
 
 @dataclass
@@ -47,21 +44,5 @@ class DiffewsOutput(BaseOutput):
 
         Pictures of masks hold 0 and 255 (mode L), those of scores the scores (mode F).
         """
-        if kind == "np":
-            return self
-        changed: dict[str, Any] = {"masks": self.masks, "scores": self.scores}
-        if kind == "pil":
-            pictures = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in self.masks]
-            changed = {"masks": pictures, "scores": [*map(Image.fromarray, self.scores)]}
-        if kind == "pt":
-            import torch
-
-            changed = {name: [*map(torch.from_numpy, part)] for name, part in changed.items()}
-        return replace(self, **changed)
-
-
-def check_output_type(kind: str) -> None:
-    """Raises InputError for a form that is none."""
-    if kind not in OUTPUT_TYPES:
-        raise InputError(f"output_type={kind!r} is not one of {', '.join(OUTPUT_TYPES)}"
-                         f"{nearest(str(kind), OUTPUT_TYPES)}")
+        masks, scores = in_form(self.masks, self.scores, kind)
+        return replace(self, masks=masks, scores=scores)

@@ -1,13 +1,18 @@
-"""Scores at a picture's own size, and label maps, without torch."""
+"""Scores at a picture's own size, label maps, and the forms of both. Without torch."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
+
+from diffews.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Array = np.ndarray
+OUTPUT_TYPES = ("np", "pt", "pil")
 
 
 class LabelMaps(list[np.ndarray]):
@@ -52,3 +57,28 @@ def resize_bilinear(rgb: Array, shape: tuple[int, int]) -> Array:
         after = np.minimum(before + 1, length - 1)
         rgb = rgb.take(before, axis) * (1 - share) + rgb.take(after, axis) * share
     return rgb
+
+
+# ---- the forms that people ask for ----
+
+
+def check_output_type(kind: str, known: Sequence[str] = OUTPUT_TYPES) -> None:
+    """Raises InputError for a form that is none of the known ones."""
+    if kind not in known:
+        raise InputError(f"output_type={kind!r} is not one of {', '.join(known)}"
+                         f"{nearest(str(kind), known)}")
+
+
+def in_form(masks: list[Array], scores: list[Array], kind: str) -> tuple[list[Any], list[Any]]:
+    """Returns masks and scores as arrays ("np"), tensors ("pt") or pictures ("pil").
+
+    Pictures of masks hold 0 and 255 (mode L), those of scores the scores (mode F).
+    """
+    if kind == "pil":
+        pictures = [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks]
+        return pictures, [*map(Image.fromarray, scores)]
+    if kind == "pt":
+        import torch
+
+        return [*map(torch.from_numpy, masks)], [*map(torch.from_numpy, scores)]
+    return masks, scores

@@ -280,6 +280,14 @@ def test_a_config_that_contradicts_the_support_stem_is_refused(unet, tmp_path):
         DiffewsUNet.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("width", [4, 8])
+def test_a_first_width_that_is_that_of_latents_is_refused(tiny_unet_config, width):
+    widths = (width, *tiny_unet_config["block_out_channels"][1:])
+    config = {**tiny_unet_config, "block_out_channels": widths, "norm_num_groups": 4}
+    with pytest.raises(InputError, match=f"block_out_channels starts with {width}"):
+        DiffewsUNet(**config)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_it_compiles_without_a_graph_break(tiny_unet_config):
