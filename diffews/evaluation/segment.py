@@ -100,21 +100,12 @@ def segment(
             empty at the size that the model works at.
 
     """
-    from diffews.images.drawing import overlay, save_image
-
     # bad input is refused before the weights are read
     supports, masks = open_supports(config)
-    out = Path(config.out)
+    out, several = Path(config.out), len(class_names(config)) > 1
 
     # what is done already, and what a killed run had begun
-    several = len(class_names(config)) > 1
-    kind, white = ("labels", 1) if several else ("mask", 255)
-    made_with = hash_settings(config, source)
-    places = {query: [out / f"{query.name}_{kind}.png", out / f"{query.name}_overlay.jpg"]
-              for query in queries.found}
-    if "scores" in config.format:
-        for query, files in places.items():
-            files.append(out / "scores" / f"{query.name}.png")
+    made_with, places = hash_settings(config, source), _places(config, queries)
     for partial in {p for files in places.values() for p in files[0].parent.glob(".*.partial")}:
         partial.unlink(missing_ok=True)
     stamp: Callable[[Query], str] = lambda query: made_with + hash_files([query.file])  # noqa: E731
@@ -125,78 +116,138 @@ def segment(
         return 0
     opened = _open(config, source, graphs)
     pipeline, listed = opened.pipeline, PresenceList(out / PRESENCE_LIST)
-    least = settle_gate(config, pipeline.presence.kind if graphs is None else None)
+    settings: dict[str, Any] = {
+        "image_size": config.image_size, "threshold": config.threshold,
+        "threshold_rule": config.threshold_rule,
+        "min_presence": settle_gate(config, pipeline.presence.kind if graphs is None else None)}
 
     with opened.advice, tqdm(total=len(todo), unit="image") as bar:
-        # the support of each class is read once, whatever the number of queries
-        banks = {Path(file).stem: pipeline.load_bank(file) for file in config.bank}
-        classes = config.classes or [""] * len(supports)
-        for name in dict.fromkeys(classes):
-            shots = [i for i in range(len(classes)) if classes[i] == name]
-            pairs = [supports[i] for i in shots], [masks[i] for i in shots]
-            banks[name] = pipeline.encode_support(*pairs, config.image_size, weak=config.weak)
-        if several:
-            labels = dict(enumerate(banks, start=1))
-            write_atomic(out / "labels.json", json.dumps(labels, indent=1) + "\n")
-        if config.save_bank:
-            place = Path(config.save_bank)
-            for name, bank in banks.items():
-                pipeline.save_bank(bank, place / f"{name}.safetensors" if several else place)
-
-        size, first = config.image_size, next(iter(banks.values()))
-        assert size is not None  # as the command has settled it
-        settings: dict[str, Any] = {
-            "image_size": size, "threshold": config.threshold,
-            "threshold_rule": config.threshold_rule, "min_presence": least}
+        banks = _encode_supports(config, pipeline, supports, masks)
         memory = Supports(list(banks.values()))
         if config.video:
-            pipeline.method.interaction.check_bank_use("a video")
-            memory = FrameMemory(
-                memory.banks, queries.found, config.memory, size,
-                lambda image, mask: pipeline.encode_support(image, mask, size),
-                lambda frame: _read_again(frame, places[frame][0], several))
-        batch = 1 if config.video else opened.batch
-        if batch is None:
-            black = np.zeros((size, size, 3), np.uint8)
-            batch, why = opened.fit(
-                lambda count: pipeline([black] * count, first, batch=count, **settings), size)
-            if why:
-                print(f"diffews: batch={batch}: {why}", file=sys.stderr)
+            memory = _remember_frames(config, pipeline, memory.banks, places)
+        batch = 1 if config.video else opened.batch or _fit(opened, memory.banks[0], settings)
 
         # the queries, in batches; a mask is bool, a label map holds 0, 1, 2, ...
         written = 0
         for start in range(0, len(todo), batch):
             part = todo[start : start + batch]
             bar.update(len(part))
-            decoded = [(query, image) for query in part
-                       if (image := _open_query(query, queries)) is not None]
+            decoded = {query: image for query in part
+                       if (image := _open_query(query, queries)) is not None}
             if not decoded:
                 continue
-            images = [image for _, image in decoded]
-            found: list[np.ndarray]
-            scores: list[np.ndarray] = []
-            recalled = memory.recall(decoded[0][0])
-            if several:
-                found = maps = pipeline.label(images, recalled, batch=len(images), **settings)
-                sure = maps.presence
-            else:
-                output = pipeline(images, recalled[0], batch=len(images), **settings)
-                found, alone, scores = output.masks, output.presence, output.scores
-                sure = None if alone is None else [[share] for share in alone]
-            if sure:
-                list_presence(listed, [query for query, _ in decoded], list(banks), sure, found)
+            found = _answer(
+                pipeline, list(decoded.values()), memory.recall(next(iter(decoded))), several,
+                settings)
+            if found.presence:
+                list_presence(listed, list(decoded), list(banks), found.presence, found.masks)
 
-            # the mask comes last: where it is, all is
-            for row, ((query, image), mask) in enumerate(zip(decoded, found, strict=True)):
-                made = stamp(query)
-                save_image(places[query][1], overlay(np.array(image), mask))
-                for file in places[query][2:]:
-                    write_atomic(file, _encode_mask(np.rint(scores[row] * 65535), made, np.uint16))
-                write_atomic(places[query][0], _encode_mask(mask * white, made))
-                memory.remember(query, image, mask)
+            for row, (query, image) in enumerate(decoded.items()):
+                _write(places[query], image, found, row, several, stamp(query))
+                memory.remember(query, image, found.masks[row])
                 written += 1
     listed.close()
     return written
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in B pictures.
+
+    Attributes:
+        masks: bool (H, W) of each, or label maps uint8 of 0 and 1 .. C.
+        presence: of each of C classes in each picture, B times C; None where nobody was asked.
+        scores: float (H, W) of each, of one class.
+
+    """
+
+    masks: list[np.ndarray]
+    presence: list[list[float]] | None
+    scores: list[np.ndarray]
+
+
+def _places(config: "SegmentConfig", queries: Queries) -> dict[Query, list[Path]]:
+    """Returns the files of each query: mask or label map, overlay, and scores if asked for."""
+    out, kind = Path(config.out), "labels" if len(class_names(config)) > 1 else "mask"
+    places = {query: [out / f"{query.name}_{kind}.png", out / f"{query.name}_overlay.jpg"]
+              for query in queries.found}
+    if "scores" in config.format:
+        for query, files in places.items():
+            files.append(out / "scores" / f"{query.name}.png")
+    return places
+
+
+def _encode_supports(
+    config: "SegmentConfig", pipeline: Any, supports: Sequence[Image.Image], masks: Sequence[Any]
+) -> dict[str, Any]:
+    """Reads or encodes the bank of each class, once for all queries, and writes what is asked."""
+    banks = {Path(file).stem: pipeline.load_bank(file) for file in config.bank}
+    classes = config.classes or [""] * len(supports)
+    for name in dict.fromkeys(classes):
+        shots = [i for i in range(len(classes)) if classes[i] == name]
+        pairs = [supports[i] for i in shots], [masks[i] for i in shots]
+        banks[name] = pipeline.encode_support(*pairs, config.image_size, weak=config.weak)
+
+    if len(banks) > 1:
+        labels = dict(enumerate(banks, start=1))
+        write_atomic(Path(config.out) / "labels.json", json.dumps(labels, indent=1) + "\n")
+    if config.save_bank:
+        place = Path(config.save_bank)
+        for name, bank in banks.items():
+            file = place / f"{name}.safetensors" if len(banks) > 1 else place
+            pipeline.save_bank(bank, file)
+    return banks
+
+
+def _remember_frames(
+    config: "SegmentConfig", pipeline: Any, banks: Sequence[Any], places: dict[Query, list[Path]]
+) -> FrameMemory:
+    """Returns the memory of a video whose frames are the queries."""
+    pipeline.method.interaction.check_bank_use("a video")
+    size = int(config.image_size or 0)
+    return FrameMemory(
+        banks, list(places), config.memory, size,
+        lambda image, mask: pipeline.encode_support(image, mask, size),
+        lambda frame: _read_again(frame, places[frame][0], len(banks) > 1))
+
+
+def _fit(opened: Opened, bank: Any, settings: dict[str, Any]) -> int:
+    """Finds out how many queries to compute at once, and says it."""
+    size = settings["image_size"]
+    black = np.zeros((size, size, 3), np.uint8)
+    batch, why = opened.fit(
+        lambda count: opened.pipeline([black] * count, bank, batch=count, **settings), size)
+    if why:
+        print(f"diffews: batch={batch}: {why}", file=sys.stderr)
+    return batch
+
+
+def _answer(
+    pipeline: Any, images: list[Image.Image], banks: Sequence[Any], several: bool,
+    settings: dict[str, Any],
+) -> Found:
+    """Segments pictures together: one class as a mask, several as a label map."""
+    if several:
+        maps = pipeline.label(images, banks, batch=len(images), **settings)
+        return Found(maps, maps.presence, [])
+    output = pipeline(images, banks[0], batch=len(images), **settings)
+    alone = output.presence
+    presence = None if alone is None else [[share] for share in alone]
+    return Found(output.masks, presence, output.scores)
+
+
+def _write(
+    files: list[Path], image: Image.Image, found: Found, row: int, several: bool, made: str
+) -> None:
+    """Writes what was found in a picture; the mask comes last: where it is, all is."""
+    from diffews.images.drawing import overlay, save_image
+
+    mask, overlaid, *scores = files
+    save_image(overlaid, overlay(np.array(image), found.masks[row]))
+    for file in scores:
+        write_atomic(file, _encode_mask(np.rint(found.scores[row] * 65535), made, np.uint16))
+    write_atomic(mask, _encode_mask(found.masks[row] * (1 if several else 255), made))
 
 
 def settle_gate(config: "SegmentConfig", kind: str | None) -> float | None:
