@@ -1,6 +1,7 @@
 """The settings of the commands around the model: data, tables, weights, timing."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffews.cli.keys import (
     REQUIRED, data_key, key, model_key, output_key, speed_key, training_key)
@@ -251,3 +252,24 @@ class BenchmarkConfig(ModelKeys):
         if (self.image_size or factor) % factor:
             size = f"image_size={self.image_size}"
             raise InputError(f"{size} is not a multiple of {factor}, the factor of the VAE")
+
+
+@dataclass(frozen=True)
+class AppConfig(ModelKeys):
+    """Serve a page on 127.0.0.1: paint one photo, get masks and labels of the others.
+
+    diffews app weight=weight/coco_fold0
+    diffews app weight=weight/coco_fold0 folder=photos port=8000
+    """
+
+    folder: str | None = key(
+        None, "folder of photos on this machine that visitors may segment; else uploads alone")
+    port: int = key(7860, "port on 127.0.0.1; nothing outside this machine reaches it", least=1024)
+    threads: int = speed_key(0, "CPU threads of the model; 0 takes all cores", least=0)
+
+    def check(self) -> None:
+        """Raises InputError for what is no port or no folder."""
+        if self.port > 65535:
+            raise InputError(f"port={self.port} must be at most 65535")
+        if self.folder is not None and not Path(self.folder).is_dir():
+            raise InputError(f"folder={self.folder} is no folder")
