@@ -181,6 +181,8 @@ def run_segment(config: SegmentConfig) -> int:
 
 def run_app(config: AppConfig) -> None:
     """Serves the page."""
+    if config.folder is not None and not Path(config.folder).is_dir():
+        raise InputError(f"folder={config.folder} is no folder")
     source = find_weights(config.weight or default_weight(0), config.base)
     config = replace(config, image_size=source.image_size(config.image_size))
 

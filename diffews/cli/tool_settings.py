@@ -1,7 +1,6 @@
 """The settings of the commands around the model: data, tables, weights, timing."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffews.cli.keys import (
     REQUIRED, data_key, key, model_key, output_key, speed_key, training_key)
@@ -267,9 +266,11 @@ class AppConfig(ModelKeys):
     port: int = key(7860, "port on 127.0.0.1; nothing outside this machine reaches it", least=1024)
     threads: int = speed_key(0, "CPU threads of the model; 0 takes all cores", least=0)
 
+    def presence_kind(self) -> str:
+        """The weights' own head is asked, if they have one."""
+        return "auto"
+
     def check(self) -> None:
-        """Raises InputError for what is no port or no folder."""
+        """Raises InputError for what is no port."""
         if self.port > 65535:
             raise InputError(f"port={self.port} must be at most 65535")
-        if self.folder is not None and not Path(self.folder).is_dir():
-            raise InputError(f"folder={self.folder} is no folder")

@@ -4,35 +4,46 @@ Nothing is fetched from elsewhere and nothing is sent; a visitor sees what he ha
 """
 
 import functools
+import importlib
 import os
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffews.errors import InputError
 from diffews.evaluation.labels import FORMATS
 from diffews.images.files import list_images
+from diffews.images.masks import GATE
 from diffews.images.photos import open_photo
 from diffews.models.find import WeightDir
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.device import pick_device
 from diffews.runtime.loading import open_pipeline
-from diffews.tools.session import MARKED, OBJECT, Session, read_mask_file, read_paint
+from diffews.tools.session import MARKED, OBJECT, Look, Session, read_mask_file, read_paint
 
 if TYPE_CHECKING:
-    import gradio
-
     from diffews.cli.tool_settings import AppConfig
 
+HOST = "127.0.0.1"
 LARGEST_FILE = "50mb"
 PAUSE = 0.5  # seconds between two looks at the results while they come
 TINY = """**These are the tiny weights that ship with the code: they know coloured shapes on simple
 backgrounds, and nothing of photos.** Put real weights into `weight/` (README, "The real thing") and
 start with `diffews app weight=weight/coco_fold0`."""
 PAINT = "rgb(220, 50, 47)"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What segments: a pipeline, the side in pixels at which it works, and the first look."""
+
+    pipe: DiffewsPipeline
+    size: int
+    look: Look
 
 
 def import_gradio(folder: Path) -> Any:
@@ -45,48 +56,55 @@ def import_gradio(folder: Path) -> Any:
     os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False",
                    "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
-        import gradio
+        return importlib.import_module("gradio")
     except ImportError:
         raise InputError("the page needs gradio; pip install 'diffews[app]', or run "
                          "scripts/app.sh, which sets it up") from None
-    return gradio
 
 
-def serve(config: "AppConfig", source: WeightDir, is_tiny: bool, block: bool = True) -> Any:
-    """Opens the weights and serves the page until it is interrupted.
+def serve(config: "AppConfig", source: WeightDir, is_tiny: bool) -> None:
+    """Opens the weights and serves the page until it is interrupted."""
+    with tempfile.TemporaryDirectory(prefix="diffews-app-") as place:
+        root = Path(place)
+        gr = import_gradio(root)
+        pipe = open_pipeline(config, source, pick_device(config.device), config.threads)
 
-    block: else it is served in the background, and what was built is returned.
-    """
-    root = Path(tempfile.mkdtemp(prefix="diffews-app-"))
-    gr = import_gradio(root)
-    pipe = open_pipeline(config, source, pick_device(config.device), config.threads)
-    page = build(gr, pipe, root, Path(config.folder) if config.folder else None, is_tiny)
+        # the first look is `segment`'s: the recorded threshold, a gate where a head is trained
+        is_trained = pipe.presence.kind not in (None, "cosine")
+        look = Look(source.threshold(config.threshold), config.threshold_rule,
+                    GATE if is_trained else 0.0)
+        model = Model(pipe, config.image_size or pipe.config.image_size, look)
+        folder = Path(config.folder) if config.folder else None
+        page = build(gr, model, root, folder, is_tiny)
 
-    # fonts of the visitor's own system: gradio's are fetched from elsewhere
-    theme = gr.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    page.queue(default_concurrency_limit=1, max_size=50)
-    try:
-        page.launch(
-            server_name="127.0.0.1", server_port=config.port, share=False, run_history=False,
-            max_file_size=LARGEST_FILE, quiet=True, show_error=False, ssr_mode=False,
-            footer_links=[], theme=theme, prevent_thread_lock=True, inbrowser=False)
-    except OSError:
-        raise InputError(f"port={config.port} is taken; give another, 1024 to 65535") from None
-    print(f"http://127.0.0.1:{config.port}   (Ctrl-C ends it)", flush=True)
-    if block:
-        page.block_thread()
-    return page
+        # fonts of the visitor's own system: gradio's are fetched from elsewhere
+        theme = gr.themes.Default(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        page.queue(default_concurrency_limit=1, max_size=50)
+        try:
+            page.launch(
+                server_name=HOST, server_port=config.port, share=False, run_history=False,
+                max_file_size=LARGEST_FILE, quiet=True, show_error=False, ssr_mode=False,
+                footer_links=[], theme=theme, prevent_thread_lock=True, inbrowser=False)
+        except OSError:
+            raise InputError(
+                f"port={config.port} is taken; give another, 1024 to 65535") from None
+        print(f"http://{HOST}:{config.port}   (Ctrl-C ends it)", flush=True)
+        try:
+            while True:
+                time.sleep(3600)
+        finally:
+            page.close(verbose=False)
 
 
 def build(
-    gr: Any, pipe: DiffewsPipeline, root: Path, folder: Path | None, is_tiny: bool
-) -> "gradio.Blocks":
+    gr: Any, model: Model, root: Path, folder: Path | None, is_tiny: bool
+) -> Any:
     """Lays the page out.
 
     Args:
         gr: gradio.
-        pipe: what segments.
+        model: what segments.
         root: folder for uploads and results.
         folder: of pictures on this machine that may be segmented; none by default.
         is_tiny: the weights are those that ship with the code.
@@ -101,6 +119,9 @@ def build(
             except InputError as error:
                 raise gr.Error(str(error), duration=20, print_exception=False) from None
         return call
+
+    def seen(threshold: float, least: float) -> Look:
+        return replace(model.look, threshold=threshold, least=least)
 
     def show_photo(file: str | None) -> Any:
         if file is None:
@@ -125,7 +146,7 @@ def build(
         return session, _show_supports(session)
 
     def find(
-        session: Session, files: list[str] | None, whole_folder: bool, threshold: float
+        session: Session, files: list[str] | None, whole_folder: bool, *look: float
     ) -> Iterator[Any]:
         session.folder = session.folder or root / uuid.uuid4().hex
         queries = [Path(file) for file in files or []]
@@ -135,11 +156,11 @@ def build(
         wrong: list[str] = []
         looked = 0.0
         try:
-            for result in session.find(pipe, queries):
+            for result in session.find(model.pipe, model.size, queries):
                 if isinstance(result, str):
                     wrong.append(result)
                 else:
-                    shown.append((str(session.preview(result, threshold)), result.name))
+                    shown.append((str(session.preview(result, seen(*look))), result.caption()))
                 if time.monotonic() - looked > PAUSE:
                     looked = time.monotonic()
                     yield session, shown, _progress(len(shown), len(queries), wrong)
@@ -147,17 +168,19 @@ def build(
             raise gr.Error(str(error), duration=20, print_exception=False) from None
         yield session, shown, _progress(len(shown), len(queries), wrong)
 
-    def look_again(session: Session, threshold: float) -> list[tuple[str, str]]:
-        return [(str(session.preview(result, threshold)), result.name)
+    def look_again(session: Session, *look: float) -> list[tuple[str, str]]:
+        return [(str(session.preview(result, seen(*look))), result.caption())
                 for result in session.results]
 
-    def take(session: Session, threshold: float, event: gr.SelectData) -> tuple[Session, str]:
-        names = session.add_result(event.index, threshold)
+    def take(
+        session: Session, threshold: float, least: float, event: gr.SelectData
+    ) -> tuple[Session, str]:
+        names = session.add_result(event.index, seen(threshold, least))
         gr.Info(f"one more support of {names}; press Find to use it")
         return session, _show_supports(session)
 
-    def pack(session: Session, threshold: float, formats: list[str]) -> str:
-        return str(session.pack(threshold, formats))
+    def pack(session: Session, formats: list[str], *look: float) -> str:
+        return str(session.pack(seen(*look), formats))
 
     with gr.Blocks(title="DiffewS", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         session = gr.State(Session(), time_to_live=86400, delete_callback=Session.forget_files)
@@ -184,8 +207,11 @@ def build(
                     visible=folder is not None, elem_id="folder")
                 find_button = gr.Button("Find", variant="primary", elem_id="find")
                 threshold = gr.Slider(
-                    0.01, 0.99, pipe.config.threshold, step=0.01, elem_id="threshold",
+                    0.01, 0.99, model.look.threshold, step=0.01, elem_id="threshold",
                     label="Threshold: share of a picture's highest score")
+                least = gr.Slider(
+                    0, 1, model.look.least, step=0.01, elem_id="least", label="Presence from which "
+                    "a picture counts as holding it", visible=model.pipe.presence.kind is not None)
                 status = gr.Markdown("", elem_id="status")
                 gallery = gr.Gallery(
                     label="A click makes a result one more support", columns=4, height="auto",
@@ -196,6 +222,7 @@ def build(
                 pack_button = gr.Button("Make a zip", elem_id="pack")
                 archive = gr.File(label="4. Masks and labels", elem_id="zip", interactive=False)
 
+        sliders = [threshold, least]
         photo.upload(said(show_photo), photo, editor)
         photo.clear(lambda: None, None, editor)
         add_button.click(
@@ -203,10 +230,11 @@ def build(
             [session, supports, photo, editor, mask])
         drop_button.click(drop, session, [session, supports])
         find_button.click(
-            find, [session, queries, whole_folder, threshold], [session, gallery, status])
-        threshold.release(said(look_again), [session, threshold], gallery)
-        gallery.select(said(take), [session, threshold], [session, supports])
-        pack_button.click(said(pack), [session, threshold, formats], archive)
+            find, [session, queries, whole_folder, *sliders], [session, gallery, status])
+        for slider in sliders:
+            slider.release(said(look_again), [session, *sliders], gallery)
+        gallery.select(said(take), [session, *sliders], [session, supports])
+        pack_button.click(said(pack), [session, formats, *sliders], archive)
     return page
 
 

@@ -42,12 +42,39 @@ class Support:
 
 @dataclass(frozen=True)
 class Result:
-    """A picture that was segmented; its answers lie in `files`, one for each class."""
+    """A picture that was segmented.
+
+    Attributes:
+        files: the answers, one for each class.
+        presence: how sure it is that each class is in the picture, in [0, 1]; empty where the
+            weights have no presence head.
+
+    """
 
     file: Path
     name: str
     shape: tuple[int, int]
     files: tuple[Path, ...]
+    presence: tuple[float, ...] = ()
+
+    def caption(self) -> str:
+        """The name, and how sure it is of each class."""
+        return " ".join([self.name, *(f"{sure:.2f}" for sure in self.presence)])
+
+
+@dataclass(frozen=True)
+class Look:
+    """What makes masks of answers.
+
+    Attributes:
+        threshold, rule: as `segment` takes them.
+        least: presence below which a class is not there; 0 asks nobody.
+
+    """
+
+    threshold: float
+    rule: str = "reference"
+    least: float = 0.0
 
 
 @dataclass
@@ -72,10 +99,10 @@ class Session:
             raise InputError(f"the class's name {name!r} holds what no name holds")
         self.supports.append(Support(file, mark, name))
 
-    def add_result(self, index: int, threshold: float) -> str:
+    def add_result(self, index: int, look: Look) -> str:
         """Takes a result with its mask as one more support of each class that is in it."""
         result = self.results[index]
-        labels = self.labels(result, threshold)
+        labels = self.labels(result, look)
         found = [n for n in range(1, len(self.classes) + 1) if (labels == n).any()]
         if not found:
             raise InputError(f"{result.name}: nothing is found in it at this threshold")
@@ -85,7 +112,9 @@ class Session:
         return ", ".join(self.classes[number - 1] for number in found)
 
     @torch.no_grad()
-    def find(self, pipe: DiffewsPipeline, queries: Sequence[Path]) -> Iterator[Result | str]:
+    def find(
+        self, pipe: DiffewsPipeline, size: int, queries: Sequence[Path]
+    ) -> Iterator[Result | str]:
         """Segments pictures; yields each result, or the line that says why there is none."""
         if not self.supports or not queries:
             raise InputError("paint the object in a photo and add it, then give photos to segment")
@@ -97,7 +126,8 @@ class Session:
         for name in self.classes:
             of_class = [support for support in self.supports if support.name == name]
             pictures = [open_photo(support.file)[0] for support in of_class]
-            banks.append(pipe.encode_support(pictures, [support.mark for support in of_class]))
+            marks = [support.mark for support in of_class]
+            banks.append(pipe.encode_support(pictures, marks, size))
 
         for number, (file, name) in enumerate(zip(queries, _names(queries), strict=True)):
             try:
@@ -105,39 +135,42 @@ class Session:
             except InputError as error:
                 yield str(error).replace(str(file), file.name)
                 continue
-            arrays, shapes = prepare_images([picture], pipe.config.image_size, own_size=True)
+            arrays, shapes = prepare_images([picture], size, own_size=True)
             pixels = torch.tensor(arrays)
             latents = pipe.encode_images(pixels)
 
-            files = []
+            files, presence = [], []
             for place, bank in enumerate(banks):
                 answer = pipe.segment(pixels, bank, latents).check([file.name])
                 files.append(self._room() / f"{number}-{place}.npy")
                 np.save(files[-1], answer.rgb.cpu().numpy())
-            self.results.append(Result(file, name, shapes[0], tuple(files)))
+                presence += [] if answer.presence is None else answer.presence.tolist()
+            self.results.append(Result(file, name, shapes[0], tuple(files), tuple(presence)))
             yield self.results[-1]
 
-    def labels(self, result: Result, threshold: float) -> np.ndarray:
+    def labels(self, result: Result, look: Look) -> np.ndarray:
         """The label map uint8 (H, W) of a result, as `segment` writes it, or its mask of {0, 1}."""
         best = np.zeros(result.shape, np.float32)
         labels = np.zeros(result.shape, np.uint8)
         for number, file in enumerate(result.files, start=1):
+            if result.presence and result.presence[number - 1] < look.least:
+                continue
             answer = Segmentation(torch.from_numpy(np.load(file)))
-            ((mask, score),) = answer.at_sizes([result.shape], threshold, "reference")
+            ((mask, score),) = answer.at_sizes([result.shape], look.threshold, look.rule)
             wins = mask & ((score > best) | (len(result.files) == 1))
             labels[wins], best[wins] = number, score[wins]
         return labels
 
-    def preview(self, result: Result, threshold: float, side: int = 480) -> Path:
+    def preview(self, result: Result, look: Look, side: int = 480) -> Path:
         """Writes a small picture of a result -> its file."""
-        labels, picture = self.labels(result, threshold), open_photo(result.file)[0]
+        labels, picture = self.labels(result, look), open_photo(result.file)[0]
         picture.thumbnail((side, side))
         small = Image.fromarray(labels).resize(picture.size, Image.Resampling.NEAREST)
-        name = f"{self.results.index(result)}-{threshold:.3f}.jpg"
+        name = f"{result.files[0].stem}-{look.threshold:.3f}-{look.least:.3f}.jpg"
         save_image(self._room() / name, overlay(np.array(picture), np.array(small)))
         return self._room() / name
 
-    def pack(self, threshold: float, formats: Sequence[str]) -> Path:
+    def pack(self, look: Look, formats: Sequence[str]) -> Path:
         """Writes masks, overlays and labels as `diffews segment` does -> a zip of them."""
         if not self.results:
             raise InputError("there is nothing to download yet")
@@ -150,12 +183,13 @@ class Session:
 
         def pictures() -> Iterator[Picture]:
             for result in self.results:
-                labels = self.labels(result, threshold)
+                labels = self.labels(result, look)
                 kind, white = ("labels", 1) if several else ("mask", 255)
                 Image.fromarray(labels * np.uint8(white)).save(out / f"{result.name}_{kind}.png")
                 photo = np.array(open_photo(result.file)[0])
                 save_image(out / f"{result.name}_overlay.jpg", overlay(photo, labels))
-                yield Picture(result.file, result.name, result.file.name, labels)
+                yield Picture(
+                    result.file, result.name, result.file.name, labels, result.presence or None)
 
         write_labels(out, pictures(), self.classes, list(formats))
         file = self._room() / "masks.zip"
