@@ -120,13 +120,20 @@ def build(
                 raise gr.Error(str(error), duration=20, print_exception=False) from None
         return call
 
+    def brush(radius: int) -> Any:
+        return gr.Brush(radius, colors=[PAINT], color_mode="fixed")
+
     def seen(threshold: float, least: float) -> Look:
         return replace(model.look, threshold=threshold, least=least)
 
     def show_photo(file: str | None) -> Any:
         if file is None:
             return None
-        return {"background": open_photo(file)[0], "layers": [], "composite": None}
+        picture = open_photo(file)[0]
+        radius = max(1, min(picture.size) // 40)  # gradio's own is too broad for small pictures
+        return gr.ImageEditor(
+            {"background": picture, "layers": [], "composite": None}, brush=brush(radius),
+            eraser=gr.Eraser(radius))
 
     def add(
         session: Session, file: str | None, painted: Any, kind: str, mask: str | None, name: str
@@ -190,7 +197,7 @@ def build(
                 photo = gr.File(label="1. A photo of it", elem_id="photo", height=90)
                 editor = gr.ImageEditor(
                     label="2. Paint it", elem_id="editor", sources=(), transforms=(), layers=False,
-                    format="jpeg", brush=gr.Brush(colors=[PAINT], color_mode="fixed"))
+                    format="jpeg", brush=brush(8))
                 kind = gr.Radio(MARKED, value=MARKED[0], label="What is painted", elem_id="kind")
                 mask = gr.File(label="... or its mask", elem_id="mask", height=90)
                 name = gr.Textbox(OBJECT, label="Its name", elem_id="name")
