@@ -105,7 +105,7 @@ class InitBaseConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write trained weights to hand on: in half precision, or as graphs that run anywhere.
+    """Write trained weights to hand on: half precision, or graphs that run anywhere.
 
     diffews export weight=weight/mine_fold0 out=weight/mine_fold0_fp16
     diffews export weight=weight/mine_fold0 include_base=true out=weight/mine_whole
