@@ -27,6 +27,7 @@ setup(
         # export format=onnx; to run what it writes, onnxruntime is enough
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
         "heif": ["pillow-heif>=0.18"],  # HEIC and HEIF pictures of segment, folder, coco_json
+        "app": ["gradio>=6,<7"],  # app
     },
     # the least versions are those that tests/test_lowest.py has run the goldens with
     install_requires=[

@@ -1,9 +1,14 @@
 """Times ONNX graphs against torch, exact and fast, in turns; counts pixels that differ.
 
 python scripts/measure_onnx.py WEIGHT_DIR GRAPHS [base=DIR] [size=64] [threads=1] [seconds=30]
+python scripts/measure_onnx.py WEIGHT_DIR GRAPHS [base=DIR] start=3
 python scripts/measure_onnx.py WEIGHT_DIR GRAPHS data=DIR episodes=600
+
+Times are of the wall and of the CPU; on a machine that does other things, those of the CPU count.
 """
 
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -50,24 +55,54 @@ def measure(settings: dict[str, str], weight: str, graphs: str) -> None:
         )
 
     # in turns, so that what else runs here hits all alike
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     end = time.monotonic() + float(settings.get("seconds", 30))
     while time.monotonic() < end or len(times["onnx, cached query"]) < 3:
         for name, call in calls.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             call()
             count = batch if name.startswith("torch fast") else 1
-            times[name].append((time.perf_counter() - start) * 1000 / count)
+            spent = time.perf_counter() - wall, time.process_time() - cpu
+            times[name].append((spent[0] * 1000 / count, spent[1] * 1000 / count))
     for name, found in times.items():
-        print(f"{name:<28} {median(found):8.1f} ms, least {min(found):8.1f}, {len(found)} times")
+        walls, cpus = zip(*found, strict=True)
+        print(
+            f"{name:<28} {median(walls):8.1f} ms, CPU {median(cpus):8.1f} ms "
+            f"(least {min(cpus):.1f}), {len(found)} times"
+        )
+
+
+def measure_start(settings: dict[str, str], weight: str, graphs: str) -> None:
+    """Prints seconds and memory of a process that opens a model and segments one picture."""
+    head = "import numpy as np\n"
+    body = (
+        "x = np.zeros((64, 64, 3), np.uint8); m = np.zeros((64, 64), bool); m[9:40, 9:40] = True\n"
+        "p(x, p.encode_support(x, m))\n"
+    )
+    base = settings.get("base")
+    ways = {
+        "torch": f"from diffews import load_pipeline\np = load_pipeline({weight!r}, {base!r})\n",
+        "onnx": f"from diffews.onnx import OnnxPipeline\np = OnnxPipeline({graphs!r}, threads=1)\n",
+    }
+    for _ in range(int(settings["start"])):
+        for name, opened in ways.items():
+            begin = time.perf_counter()
+            process = subprocess.Popen([sys.executable, "-c", head + opened + body])
+            _, status, used = os.wait4(process.pid, 0)
+            assert status == 0, name
+            print(
+                f"{name:<8} {time.perf_counter() - begin:6.2f} s, CPU "
+                f"{used.ru_utime + used.ru_stime:6.2f} s, {used.ru_maxrss / 1024:7.0f} MiB at most"
+            )
 
 
 def count_flips(settings: dict[str, str], weight: str, graphs: str) -> None:
     """Prints how many pixels of the test episodes' masks differ between the two."""
     exact_arithmetic(1)
-    torch_pipe, onnx_pipe = load_pipeline(weight), OnnxPipeline(graphs, None, 1)
+    torch_pipe = load_pipeline(weight, settings.get("base"))
+    onnx_pipe = OnnxPipeline(graphs, None, 1)
     size, fold = torch_pipe.config.image_size, int(settings.get("fold", 0))
     dataset = load_benchmark("coco20i", settings["data"], fold, image_size=size)
     total, differ, most, wrong = 0, 0, 0, 0
@@ -94,4 +129,9 @@ if __name__ == "__main__":
     weight, graphs, *words = sys.argv[1:]
     settings = dict(word.split("=", 1) for word in words)
     with torch.no_grad():
-        (count_flips if "episodes" in settings else measure)(settings, weight, graphs)
+        if "start" in settings:
+            measure_start(settings, weight, graphs)
+        elif "episodes" in settings:
+            count_flips(settings, weight, graphs)
+        else:
+            measure(settings, weight, graphs)

@@ -19,8 +19,8 @@ from diffews.cli.tool_commands import (
     run_benchmark, run_distill_decoder, run_export, run_init_base, run_make_shapes,
     run_make_tiny_base)
 from diffews.cli.tool_settings import (
-    BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig, InitBaseConfig,
-    MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
+    AppConfig, BenchmarkConfig, CheckConfig, DistillConfig, ExportConfig, FigureConfig,
+    InitBaseConfig, MakeShapesConfig, PrepareConfig, TableConfig, TinyBaseConfig)
 from diffews.cli.training_settings import TrainConfig, TrainPresenceConfig
 from diffews.data.episodes import Benchmark
 from diffews.data.lists import check_names
@@ -179,6 +179,19 @@ def run_segment(config: SegmentConfig) -> int:
     return 1 if queries.unreadable else 0
 
 
+def run_app(config: AppConfig) -> None:
+    """Serves the page."""
+    if config.folder is not None and not Path(config.folder).is_dir():
+        raise InputError(f"folder={config.folder} is no folder")
+    source = find_weights(config.weight or default_weight(0), config.base)
+    config = replace(config, image_size=source.image_size(config.image_size))
+
+    from diffews.tools.app import serve
+
+    tiny = Path(default_weight(0)).parent
+    serve(config, source, is_tiny=source.path.resolve().is_relative_to(tiny))
+
+
 # ---- training ----
 
 
@@ -314,6 +327,7 @@ def run_check(config: CheckConfig) -> int:
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {  # in the order of --help
     "eval": (EvalConfig, run_eval),
     "segment": (SegmentConfig, run_segment),
+    "app": (AppConfig, run_app),
     "train": (TrainConfig, run_train),
     "train-presence": (TrainPresenceConfig, run_train_presence),
     "baselines": (BaselinesConfig, run_baselines),

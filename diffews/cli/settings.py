@@ -250,8 +250,7 @@ class SegmentConfig(LabelKeys, ModelKeys):
     """Segment pictures of your own: what the support's mask marks, in each query.
 
     diffews segment weight=weight/incontext support=cat.jpg mask=cat.png query=photos
-    diffews segment weight=weight/incontext bank=cat.safetensors query=a.jpg,b.jpg format=coco,yolo
-    diffews segment weight=weight/incontext support=cat.jpg box=40,60,320,410 query=photos
+    diffews segment weight=weight/coco_fold0 support=a.jpg box=40,60,320,410 query=b format=coco
     """
 
     support: list[str] = key([], "support picture(s): a.jpg or a.jpg,b.jpg")

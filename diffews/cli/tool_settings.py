@@ -105,7 +105,7 @@ class InitBaseConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write trained weights to hand on: in half precision, or as graphs that run anywhere.
+    """Write trained weights to hand on: half precision, or graphs that run anywhere.
 
     diffews export weight=weight/mine_fold0 out=weight/mine_fold0_fp16
     diffews export weight=weight/mine_fold0 include_base=true out=weight/mine_whole
@@ -251,3 +251,26 @@ class BenchmarkConfig(ModelKeys):
         if (self.image_size or factor) % factor:
             size = f"image_size={self.image_size}"
             raise InputError(f"{size} is not a multiple of {factor}, the factor of the VAE")
+
+
+@dataclass(frozen=True)
+class AppConfig(ModelKeys):
+    """Serve a page on 127.0.0.1: paint one photo, get masks and labels of the others.
+
+    diffews app weight=weight/coco_fold0
+    diffews app weight=weight/coco_fold0 folder=photos port=8000
+    """
+
+    folder: str | None = key(
+        None, "folder of photos on this machine that visitors may segment; else uploads alone")
+    port: int = key(7860, "port on 127.0.0.1; nothing outside this machine reaches it", least=1024)
+    threads: int = speed_key(0, "CPU threads of the model; 0 takes all cores", least=0)
+
+    def presence_kind(self) -> str:
+        """The weights' own head is asked, if they have one."""
+        return "auto"
+
+    def check(self) -> None:
+        """Raises InputError for what is no port."""
+        if self.port > 65535:
+            raise InputError(f"port={self.port} must be at most 65535")

@@ -16,19 +16,26 @@ def encode_latents(vae: AutoencoderKL | AutoencoderTiny, images: Tensor) -> Tens
 
     images: RGB [B, 3, H, W] in [-1, 1] -> [B, 4, H/f, W/f], f as `latent_factor` says.
     """
-    def encode(part: Tensor) -> Tensor:
-        encoded = vae.encode(part)
-        # AutoencoderTiny has no posterior, and its latents are scaled already: its factor is 1
-        return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-
-    return in_chunks(encode, images, images[0, 0].numel()) * vae.config.scaling_factor
+    return in_chunks(lambda part: encode_at_once(vae, part), images, images[0, 0].numel())
 
 
 def decode_latents(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
     """Decodes scaled latents [B, 4, H/f, W/f] -> RGB [B, 3, H, W] in about [-1, 1]."""
     pixels = latents[0, 0].numel() * FACTOR**2
-    scaled = latents / vae.config.scaling_factor
-    return in_chunks(lambda part: vae.decode(part).sample, scaled, pixels)
+    return in_chunks(lambda part: decode_at_once(vae, part), latents, pixels)
+
+
+def encode_at_once(vae: AutoencoderKL | AutoencoderTiny, images: Tensor) -> Tensor:
+    """Does what `encode_latents` does in one call, whatever the batch, as an export needs it."""
+    encoded = vae.encode(images)
+    # AutoencoderTiny has no posterior, and its latents are scaled already: its factor is 1
+    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    return latents * vae.config.scaling_factor
+
+
+def decode_at_once(vae: AutoencoderKL | AutoencoderTiny, latents: Tensor) -> Tensor:
+    """Does what `decode_latents` does in one call."""
+    return vae.decode(latents / vae.config.scaling_factor).sample
 
 
 def encode_distinct(

@@ -18,7 +18,7 @@ from diffews.errors import InputError, refuse
 from diffews.models.attention import SupportBank
 from diffews.models.find import EXPORT, WeightDir, hash_weights, latent_factor
 from diffews.models.unet import TIMESTEP
-from diffews.models.vae import decode_latents, encode_latents
+from diffews.models.vae import decode_at_once, encode_at_once
 from diffews.pipeline import DiffewsPipeline
 from diffews.runtime.files import check_new, hash_files, new_folder, versions, write_atomic
 from diffews.runtime.loading import build_pipeline
@@ -59,7 +59,7 @@ class Encode(nn.Module):
         self.vae = pipeline.encoder or pipeline.vae
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return encode_latents(self.vae, pixels)
+        return encode_at_once(self.vae, pixels)
 
 
 class Support(nn.Module):
@@ -97,7 +97,7 @@ class Decode(nn.Module):
         self.vae = pipeline.decoder or pipeline.vae
 
     def forward(self, latents: Tensor) -> Tensor:
-        return decode_latents(self.vae, latents)
+        return decode_at_once(self.vae, latents)
 
 
 @torch.no_grad()
@@ -130,11 +130,14 @@ def export_graphs(
     with new_folder(out) as folder:
         described, weights = {}, SharedWeights(folder / WEIGHTS)
         for name, graph in graphs.items():
-            program, file = _trace(graph), folder / f"{name}.{ENDINGS[kind]}"
-            if kind == "onnx":
-                _write_onnx(program, graph, file, weights)
-            else:
-                torch.export.save(program, file)
+            file = folder / f"{name}.{ENDINGS[kind]}"
+            with refuse(f"torch's exporter fails at the graph {name}", RuntimeError, ValueError,
+                        cure="other versions of torch, onnx and onnxscript may help"):
+                program = _trace(graph)
+                if kind == "onnx":
+                    _write_onnx(program, graph, file, weights)
+                else:
+                    torch.export.save(program, file)
             described[name] = {
                 "file": file.name, **_describe(graph, program),
                 "largest_difference": _check(graph, file)}

@@ -61,6 +61,21 @@ def test_a_graph_is_written_checked_and_shares_its_weights(tmp_path):
         _check(graph, tmp_path / "one.onnx")
 
 
+@torch.no_grad()
+def test_batch_and_side_are_free_in_what_is_traced(small_pipe):
+    from diffews.tools.export import _describe, _graphs, _trace
+
+    pipe = small_pipe()
+    graphs = _graphs(pipe, 32, 4)
+    for name, run in (("encoder", pipe.encode_images), ("decoder", None)):
+        program = _trace(graphs[name])
+        shape = _describe(graphs[name], program)["inputs"][0]["shape"]
+        assert shape[0] == "batch" and "side" in str(shape[2]) and shape[2] == shape[3]
+        for batch, side in ((1, 32), (3, 48)) if run else ():
+            pixels = torch.rand(batch, 3, side, side) * 2 - 1
+            torch.testing.assert_close(program.module()(pixels), run(pixels))
+
+
 def test_the_archive_is_of_the_small_model_and_of_its_own_hashes(small, torch_pipe, tmp_path):
     record = json.loads((small / "graphs" / "export.json").read_text())
     assert record["weights_sha256"] == torch_pipe.weights_sha256
