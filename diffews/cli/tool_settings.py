@@ -217,7 +217,7 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class BenchmarkConfig(ModelKeys):
-    """Measure time and memory of episodes and training steps, the plain way beside the fast one.
+    """Measure time and memory of episodes and training steps, plain beside fast.
 
     diffews benchmark
     diffews benchmark shapes=sd21 seconds=60 json=benchmark.json
