@@ -108,9 +108,7 @@ class ExportConfig:
     """Write trained weights to hand on: half precision, or graphs that run anywhere.
 
     diffews export weight=weight/mine_fold0 out=weight/mine_fold0_fp16
-    diffews export weight=weight/mine_fold0 include_base=true out=weight/mine_whole
     diffews export weight=weight/mine_fold0 format=onnx out=mine_onnx
-    diffews export weight=weight/mine_fold0/checkpoint-2000 out=weight/early dtype=fp32
     """
 
     weight: str = model_key(REQUIRED, "weight dir or checkpoint")
@@ -221,7 +219,6 @@ class BenchmarkConfig(ModelKeys):
 
     diffews benchmark
     diffews benchmark shapes=sd21 seconds=60 json=benchmark.json
-    diffews benchmark weight=weight/coco_fold0 fast=false channels_last=true train=false
     """
 
     train: bool = key(True, "also measure a training step, where the memory is there")
