@@ -29,7 +29,7 @@ def measure(settings: dict[str, str], weight: str, graphs: str) -> None:
     """Prints milliseconds of a 1-shot episode, and of a query whose support is encoded."""
     size, threads = int(settings.get("size", 64)), int(settings.get("threads", 1))
     exact_arithmetic(threads)
-    exact, fast = (load_pipeline(weight, settings.get("base")) for _ in range(2))
+    exact, fast = (load_pipeline(weight, settings.get("base"), presence="off") for _ in range(2))
     Speed(channels_last=True).apply(fast)
     ways = {"torch exact": exact, "torch fast": fast, "onnx": OnnxPipeline(graphs, None, threads)}
 
@@ -80,10 +80,12 @@ def measure_start(settings: dict[str, str], weight: str, graphs: str) -> None:
     body = (
         "x = np.zeros((64, 64, 3), np.uint8); m = np.zeros((64, 64), bool); m[9:40, 9:40] = True\n"
         "p(x, p.encode_support(x, m))\n"
+        "import re; status = open('/proc/self/status').read()\n"  # of this process alone
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) // 1024, 'MiB at most', end=', ')\n"
     )
-    base = settings.get("base")
+    of_torch = f"{weight!r}, {settings.get('base')!r}, presence='off'"
     ways = {
-        "torch": f"from diffews import load_pipeline\np = load_pipeline({weight!r}, {base!r})\n",
+        "torch": f"from diffews import load_pipeline\np = load_pipeline({of_torch})\n",
         "onnx": f"from diffews.onnx import OnnxPipeline\np = OnnxPipeline({graphs!r}, threads=1)\n",
     }
     for _ in range(int(settings["start"])):
@@ -93,15 +95,15 @@ def measure_start(settings: dict[str, str], weight: str, graphs: str) -> None:
             _, status, used = os.wait4(process.pid, 0)
             assert status == 0, name
             print(
-                f"{name:<8} {time.perf_counter() - begin:6.2f} s, CPU "
-                f"{used.ru_utime + used.ru_stime:6.2f} s, {used.ru_maxrss / 1024:7.0f} MiB at most"
+                f"{name}: {time.perf_counter() - begin:.2f} s, CPU "
+                f"{used.ru_utime + used.ru_stime:.2f} s"
             )
 
 
 def count_flips(settings: dict[str, str], weight: str, graphs: str) -> None:
     """Prints how many pixels of the test episodes' masks differ between the two."""
     exact_arithmetic(1)
-    torch_pipe = load_pipeline(weight, settings.get("base"))
+    torch_pipe = load_pipeline(weight, settings.get("base"), presence="off")
     onnx_pipe = OnnxPipeline(graphs, None, 1)
     size, fold = torch_pipe.config.image_size, int(settings.get("fold", 0))
     dataset = load_benchmark("coco20i", settings["data"], fold, image_size=size)
