@@ -20,18 +20,20 @@ for fold in ${*:-0 1 2 3}; do
   [ -d "$out/shapes_fold$fold" ] ||
     diffews export weight="$out/train_fold$fold" out="$out/shapes_fold$fold"
 
-  # whether a query holds the class at all: a head on these weights, and its measures
-  [ -d "$out/shapes_fold$fold/presence" ] ||
-    diffews train-presence weight="$out/shapes_fold$fold" data="$out/shapes_seed0" \
-      queries=3000 device=cpu
-  diffews eval weight="$out/shapes_fold$fold" data="$out/shapes_seed1" absent=true \
-    episodes=300 batch=10 out="$out/eval_absent_fold$fold" | grep -E "^(absent|gate)"
-
   diffews train config="$root/configs/tiny_plus.yaml" base="$out/base" \
     init="$out/shapes_fold$fold" decoder="$out/decoder" data="$out/shapes_seed0" fold="$fold" \
     cache="$out/cache_fold$fold" out="$out/plus_train_fold$fold" resume=latest
   [ -d "$out/plus_fold$fold" ] ||
     diffews export weight="$out/plus_train_fold$fold" out="$out/plus_fold$fold"
+
+  # whether a query holds the class at all: a head on each, and its measures
+  for name in shapes plus; do
+    [ -d "$out/${name}_fold$fold/presence" ] ||
+      diffews train-presence weight="$out/${name}_fold$fold" data="$out/shapes_seed0" \
+        queries=3000 device=cpu
+    diffews eval weight="$out/${name}_fold$fold" data="$out/shapes_seed1" absent=true \
+      episodes=300 batch=10 out="$out/eval_absent_${name}_fold$fold" | grep -E "^(absent|gate)"
+  done
 
   for name in shapes plus; do
     for shots in 1 5; do
