@@ -29,8 +29,12 @@ def test_pixels_lie_in_memory_in_their_own_order(picture):
 def test_supports_are_prepared_in_sets_of_shots(picture, square_mask):
     images = [[picture(1), picture(2)], [picture(3), picture(4, 50, 40)]]
     masks = [[square_mask()] * 2, [square_mask(), square_mask(50, 40)]]
-    pixels, marks, shots = prepare_supports(images, masks, 32, Pick())
+
+    def refine(*_):
+        pytest.fail("a mask is not made better")
+
+    pixels, marks, shots = prepare_supports(images, masks, 32, Pick(), refine)
     assert pixels.shape == (4, 3, 32, 32) and marks.shape == (4, 32, 32) and shots == 2
     assert np.array_equal(pixels[3], prepare_image(picture(4, 50, 40), 32)[0])
     with pytest.raises(InputError, match="same number of shots"):
-        prepare_supports([images[0], images[1][:1]], [masks[0], masks[1][:1]], 32, Pick())
+        prepare_supports([images[0], images[1][:1]], [masks[0], masks[1][:1]], 32, Pick(), refine)
